@@ -1,0 +1,1 @@
+"""The training loop, its hooks, optimisers, checkpoints and writers."""

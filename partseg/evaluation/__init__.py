@@ -1,0 +1,1 @@
+"""Scores to label maps (protocols), label maps to numbers (metrics)."""

@@ -1,0 +1,1 @@
+"""Criterion and its terms; no parameters here."""

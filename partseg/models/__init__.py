@@ -1,0 +1,1 @@
+"""Networks: one file per system, shared towers and layers, conversion of public checkpoints."""

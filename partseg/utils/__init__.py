@@ -1,0 +1,1 @@
+"""Helpers every layer may import: config, distributed, environment, pictures."""
