@@ -1,6 +1,6 @@
 """Object, part and object-part names, which of them are unseen, and every index map between them.
 
-Everything in partseg that needs to know which part belongs to which object asks here, by integer; nothing else splits or
+Everything that needs to know which part belongs to which object asks here, by integer; nothing else splits or
 compares names. A vocabulary is frozen and hashable by `key`; ids are positions.
 """
 
@@ -141,7 +141,7 @@ class Vocabulary:
 
     @cached_property
     def label_object_lut(self) -> np.ndarray:
-        """int32 [65536]: id in the data set's object label files -> object id; part-less objects and none -> background.
+        """int32 [65536]: id in the data set's object label files -> object id; part-less and none -> background.
 
         Ids that the label files may not contain map to -1, so that the reader can refuse them.
         """
@@ -159,7 +159,7 @@ class Vocabulary:
         return _lut([ids.get(pair, IGNORE_LABEL) for pair in self.pairs], {})
 
     def object_lut_to(self, other: Vocabulary) -> np.ndarray:
-        """int32 [65536]: object id here -> id in `other`, IGNORE_LABEL for objects that `other` lacks; background stays."""
+        """int32 [65536]: object id here -> id in `other`, or IGNORE_LABEL; background stays."""
         ids = {o: i for i, o in enumerate(other.objects)}
         return _lut([ids.get(o, IGNORE_LABEL) for o in self.objects], {BACKGROUND_LABEL: BACKGROUND_LABEL})
 
@@ -177,7 +177,9 @@ class Vocabulary:
     def subset(self, mask: Sequence[bool] | np.ndarray) -> Vocabulary:
         """The object-parts where `mask` [K] is true, renumbered; objects left without parts are dropped."""
         if len(mask) != len(self.pairs):
-            raise ValueError(f"mask has {len(mask)} entries, vocabulary {self.name!r} has {len(self.pairs)} object-parts")
+            raise ValueError(
+                f"mask has {len(mask)} entries, vocabulary {self.name!r} has {len(self.pairs)} object-parts"
+            )
         pairs = tuple(pair for pair, keep in zip(self.pairs, mask, strict=True) if keep)
         kept = {o for o, _ in pairs}
         return replace(
@@ -197,12 +199,14 @@ class Vocabulary:
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
     def prompts(self, level: Level, template: str = "{}") -> tuple[str, ...]:
-        """One prompt per class of `level`. Object-parts read "dog head": the possessive is display only (CLIPSeg's rows).
+        """One prompt per class of `level`. Object-parts read "dog head": the possessive is for display only.
 
         `template` must hold one `{}`.
         """
         if template.count("{}") != 1:
-            raise ValueError(f"prompt template {template!r} must contain '{{}}' exactly once, for example 'a photo of a {{}}'")
+            raise ValueError(
+                f"prompt template {template!r} must contain '{{}}' exactly once, for example 'a photo of a {{}}'"
+            )
         word: Callable[[str], str] = lambda name: self.prompt_names.get(name, name)  # noqa: E731
         names: Iterable[str]
         if level == "object_part":
@@ -280,13 +284,15 @@ class Vocabulary:
                 raise ValueError(f"vocabulary entry {obj!r} needs a list of at least one part name, got {parts!r}")
             bad = [n for n in (obj, *parts) if not isinstance(n, str)]
             if bad:
-                raise ValueError(f"vocabulary names must be text, got {bad!r} under {obj!r} (quote YAML words like 'on')")
+                raise ValueError(
+                    f"vocabulary names must be text, got {bad!r} under {obj!r} (quote YAML words like 'on')"
+                )
             pairs += [(obj.strip(), part.strip()) for part in parts]
         return cls(pairs=tuple(pairs), name=name)
 
 
 def _frozen(values: Sequence, dtype: type = np.int64) -> np.ndarray:
-    array = np.asarray(values, dtype)
+    array: np.ndarray = np.asarray(values, dtype)
     array.flags.writeable = False
     return array
 
