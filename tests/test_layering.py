@@ -18,7 +18,7 @@ LEVELS = [
     {"text", "data"},
     {"models", "losses", "evaluation"},
     {"engine"},
-    {"api", "integrations"},
+    {"api", "integrations", "reproduce"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 OPTIONAL = {"detectron2", "transformers", "wandb", "tensorboard", "gradio", "matplotlib"}

@@ -1,0 +1,139 @@
+"""A table as data: its rows are runs, its columns are result keys, and the published number of each cell.
+
+Read from `scripts/tables/table<N>.yaml`; `published.yaml` beside them holds the paper's numbers. Nothing here runs or
+trains: `plan.py` turns rows into runs, `collect.py` reads finished results, `render.py` prints.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PUBLISHED_FILE = "published.yaml"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One printed number: `key` in a result's metrics under `protocol`; `published` is a path or None."""
+
+    group: str
+    name: str
+    protocol: str
+    key: str
+    published: str | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system or ablation. `missing` says why there is no run to start (a system that is not built)."""
+
+    system: str
+    path: str
+    dataset: str
+    experiment: str | None = None
+    overrides: tuple[str, ...] = ()
+    missing: str | None = None
+
+    @property
+    def run_name(self) -> str:
+        """Directory name of the row's runs; equal rows of different tables share it, so they train once."""
+        if self.experiment is None:
+            raise ValueError(f"row {self.system!r} has no experiment to run: {self.missing}")
+        return "__".join([self.experiment, *(_slug(override) for override in sorted(self.overrides))])
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows and columns of one table, and the published value of each cell (NaN-free: a missing one is None)."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    published: Mapping[str, Any]
+    cross_dataset: bool = False
+    measure: bool = False
+
+    def published_value(self, row: Row, column: Column) -> float | None:
+        """The paper's number for a cell, None where the paper has none."""
+        if column.published is None:
+            return None
+        return _look_up(self.published, column.published.replace("{row}", row.path))
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Protocols whose best checkpoints the table needs, in column order."""
+        return tuple(dict.fromkeys(column.protocol for column in self.columns))
+
+
+def load_table(path: str | Path) -> Table:
+    """Read a table file and the published numbers beside it; ValueError names the file and what is wrong in it."""
+    path = Path(path)
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("table*.yaml")) if path.parent.is_dir() else []
+        raise FileNotFoundError(f"no table file {path}; there are {known or 'none beside it'}")
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    _check_keys(path, "table", data, {"title", "dataset", "columns", "rows"}, {"cross_dataset", "measure"})
+    published = yaml.safe_load((path.parent / PUBLISHED_FILE).read_text(encoding="utf-8"))
+    return Table(
+        name=path.stem,
+        title=data["title"],
+        columns=tuple(column for group in data["columns"] for column in _columns(path, group)),
+        rows=tuple(_row(path, entry, data["dataset"]) for entry in data["rows"]),
+        published=published,
+        cross_dataset=bool(data.get("cross_dataset", False)),
+        measure=bool(data.get("measure", False)),
+    )
+
+
+def _columns(path: Path, group: Mapping[str, Any]) -> list[Column]:
+    _check_keys(path, "column group", group, {"group", "protocol", "metrics"}, {"published"})
+    columns = []
+    for name, (key, published_key) in group["metrics"].items():
+        prefix = group.get("published")
+        published = f"{prefix}.{published_key}" if prefix else None
+        columns.append(Column(str(group["group"]), str(name), group["protocol"], key, published))
+    return columns
+
+
+def _row(path: Path, entry: Mapping[str, Any], dataset: str) -> Row:
+    _check_keys(path, "row", entry, {"system"}, {"experiment", "overrides", "missing", "row", "dataset"})
+    if ("experiment" in entry) == ("missing" in entry):
+        raise ValueError(f"{path}: row {entry['system']!r} needs either `experiment` or `missing`, not both or neither")
+    return Row(
+        system=entry["system"],
+        path=str(entry.get("row", entry["system"])),
+        dataset=entry.get("dataset", dataset),
+        experiment=entry.get("experiment"),
+        overrides=tuple(entry.get("overrides", ())),
+        missing=entry.get("missing"),
+    )
+
+
+def _check_keys(path: Path, what: str, data: Mapping[str, Any], required: set[str], optional: set[str]) -> None:
+    missing, unknown = sorted(required - set(data)), sorted(set(data) - required - optional)
+    if missing or unknown:
+        raise ValueError(f"{path}: a {what} lacks {missing} and has unknown keys {unknown}; given {sorted(data)}")
+
+
+def _look_up(tree: Any, path: str) -> float | None:
+    """Follow a dotted path through mappings and lists; None where it ends early."""
+    for step in path.split("."):
+        if isinstance(tree, Sequence) and not isinstance(tree, str):
+            tree = tree[int(step)] if step.isdigit() and int(step) < len(tree) else None
+        elif isinstance(tree, Mapping):
+            tree = tree.get(step)
+        else:
+            return None
+    return None if tree is None else float(tree)
+
+
+def _slug(override: str) -> str:
+    """`criterion.terms.separation.weight=0` -> `separation.weight=0`: the last two words of the key are enough."""
+    key, _, value = override.partition("=")
+    return re.sub(r"[^\w.=-]+", "-", ".".join(key.lstrip("+~").split(".")[-2:]) + "=" + value)

@@ -1,0 +1,74 @@
+import pytest
+import yaml
+
+from partseg.reproduce.table import Column, Row, Table, load_table
+
+
+def table_files(root):
+    return sorted((root / "scripts" / "tables").glob("table*.yaml"))
+
+
+def test_every_table_of_the_paper_has_a_file_and_a_script(root):
+    names = [f"table{n}" for n in (*range(1, 8), "A4", "A5", "A6", "A7", "A8")]
+    assert [p.stem for p in table_files(root)] == sorted(names)
+    for name in names:
+        script = (root / "scripts" / f"reproduce_{name}.sh").read_text()
+        assert f"scripts/tables/{name}.yaml" in script
+
+
+def test_every_cell_of_a_published_column_has_its_number(root):
+    for path in table_files(root):
+        table = load_table(path)
+        for row in table.rows:
+            for column in table.columns:
+                if column.published is not None:
+                    assert table.published_value(row, column) is not None, (path.name, row.system, column)
+
+
+def test_known_cells_are_the_papers(root):
+    table = load_table(root / "scripts/tables/table1.yaml")
+    row = next(r for r in table.rows if r.system == "PartCLIPSeg")
+    values = [table.published_value(row, c) for c in table.columns]
+    assert values == [43.91, 23.56, 30.67, 50.02, 31.67, 38.79]
+    ablation = load_table(root / "scripts/tables/tableA8.yaml")
+    assert [ablation.published_value(r, ablation.columns[2]) for r in ablation.rows] == [
+        38.35,
+        38.37,
+        38.79,
+        38.73,
+        38.01,
+    ]
+
+
+def test_equal_runs_of_different_tables_share_a_name(root):
+    tables = {p.stem: load_table(p) for p in table_files(root)}
+    best = {n: t.rows[-1].run_name for n, t in tables.items() if n in {"table1", "table6", "tableA5", "tableA7"}}
+    assert set(best.values()) == {"part_clipseg_pascal_part_116"}
+    names = [row.run_name for row in tables["tableA7"].rows]
+    assert len(set(names)) == len(names)
+
+
+def test_override_order_does_not_change_the_run():
+    rows = [Row("x", "x", "d", "e", overrides) for overrides in (("a.b.c=1", "d.e=2"), ("d.e=2", "a.b.c=1"))]
+    assert rows[0].run_name == rows[1].run_name == "e__b.c=1__d.e=2"
+
+
+def test_bad_table_files_name_the_mistake(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no table file"):
+        load_table(tmp_path / "table9.yaml")
+    (tmp_path / "published.yaml").write_text("{}")
+    path = tmp_path / "table1.yaml"
+    path.write_text(yaml.safe_dump({"title": "t", "dataset": "d", "columns": [], "rows": [], "colour": 1}))
+    with pytest.raises(ValueError, match="colour"):
+        load_table(path)
+    path.write_text(yaml.safe_dump({"title": "t", "dataset": "d", "columns": [], "rows": [{"system": "s"}]}))
+    with pytest.raises(ValueError, match="either `experiment` or `missing`"):
+        load_table(path)
+
+
+def test_unpublished_cells_are_none():
+    table = Table("t", "t", (), (), {"a": [{"b": 1.5}]})
+    row = Row("s", "a.0", "d", "e")
+    assert table.published_value(row, Column("g", "n", "p", "k", "{row}.b")) == 1.5
+    assert table.published_value(row, Column("g", "n", "p", "k", "{row}.c")) is None
+    assert table.published_value(row, Column("g", "n", "p", "k", None)) is None
