@@ -1,0 +1,246 @@
+"""From YAML files and `key=value` overrides to objects: compose, check, instantiate, save. No global Hydra state stays.
+
+A config is read in the tools and turned into objects there; no class of partseg ever sees one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+ALLOWED_TARGETS = ("partseg.", "torch.")
+REFUSED_TARGETS = ("torch.hub.", "torch.load", "torch.serialization.", "torch.package.", "torch.jit.", "torch.ops.")
+"""Parts of torch that run or read files: a config inside a checkpoint must not reach them."""
+
+NOT_IN_NAME = (
+    "experiment",
+    "name",
+    "resume",
+    "launch",
+    "logger",
+    "hooks",
+    "data_root",
+    "output_root",
+    "local",
+    "hydra",
+)
+"""Overrides that do not change what is trained; every other override becomes part of the run's name."""
+
+
+def config_dir() -> Path:
+    """Folder of the YAML files: `configs/` of a checkout, or the copy inside an installed package."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package.parent / "configs", package / "_configs"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"no configs/ beside {package} and no _configs/ inside it: reinstall partseg")
+
+
+def compose(config_name: str = "train", overrides: Sequence[str] = ()) -> DictConfig:
+    """The config that `tools/*.py` would get for these overrides, in struct mode, targets checked, `name` filled in.
+
+    ValueError for a key, group or choice that does not exist; the message names the nearest ones.
+    """
+    try:
+        config = _compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_explain(error, config_name, overrides)) from error
+    return _finish(config, overrides)
+
+
+def cli(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Decorator of a tool's main: Hydra's command line (`-m` sweeps, `--cfg job`), with our messages for mistakes."""
+
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        def job(config: DictConfig) -> Any:
+            return function(_finish(config, list(HydraConfig.get().overrides.task)))
+
+        def main() -> None:
+            args = get_args_parser().parse_args()
+            _refuse_sweep_in_group(args.multirun)
+            try:
+                compose(args.config_name or config_name, _first_of_each_sweep(args.overrides))
+            except ValueError as error:
+                sys.exit(f"error: {error}")
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
+
+        return main
+
+    return decorate
+
+
+def instantiate(node: Any, **kwargs: Any) -> Any:
+    """Build the object(s) of a config node; `kwargs` are added to the call. Containers arrive as plain dict and list.
+
+    Errors of the built class (ValueError, KeyError, OSError) are raised as they are; others with the config key.
+    """
+    check_targets(node)
+    for key, target in _targets(_plain(node)):
+        _refuse_foreign(key, target)
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, (ValueError, KeyError, OSError)):
+            raise error.__cause__ from error
+        raise ValueError(f"cannot build from the config: {error}") from error
+
+
+def check_targets(config: Any) -> None:
+    """ValueError if any `_target_` lies outside `partseg.` and `torch.`; nothing is imported."""
+    for key, target in _targets(_plain(config)):
+        if not target.startswith(ALLOWED_TARGETS) or target.startswith(REFUSED_TARGETS):
+            raise ValueError(
+                f"config key {key!r}: _target_ {target!r} is not allowed; "
+                f"only names under {' and '.join(ALLOWED_TARGETS)} that do not run files are"
+            )
+
+
+def save(config: DictConfig, path: str | Path) -> None:
+    """Write the resolved config as YAML, whole or not at all."""
+    path = Path(path)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+    part.replace(path)
+
+
+def run_name(base: str, overrides: Sequence[str]) -> str:
+    """`base` and every override that changes what is trained: `x__optimizer.lr-3e-4__seed-1`.
+
+    Overrides are sorted, so their order on the command line does not matter.
+    """
+    words = [base]
+    for override in sorted(overrides):
+        key, _, value = override.lstrip("+~").partition("=")
+        if key.split(".")[0].split("@")[0] not in NOT_IN_NAME:
+            words.append(re.sub(r"[^\w.+-]+", "_", f"{key}-{value}").strip("_"))
+    name = "__".join(words)
+    if len(name) > 200:  # file systems end at 255 bytes
+        name = f"{name[:180]}__{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return name
+
+
+def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    previous = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_dir()), job_name=config_name, version_base="1.3"):
+            return hydra_compose(config_name, overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = previous
+
+
+def _finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    check_targets(config)
+    if "name" in config and config.name is None:
+        chosen = [o.split("=", 1)[1] for o in overrides if o.startswith(("experiment=", "+experiment="))]
+        config.name = run_name(Path(chosen[-1]).name if chosen else "train", overrides)
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def _first_of_each_sweep(overrides: Sequence[str]) -> list[str]:
+    """Overrides of the first job of a sweep: `seed=1,2,3` becomes `seed=1`."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
+    except HydraException as error:
+        raise ValueError(f"cannot read the overrides {list(overrides)}: {error}") from error
+    kept = [o for o in parsed if not o.get_key_element().startswith(("hydra", "+hydra"))]
+    return [
+        f"{o.get_key_element()}={next(iter(o.sweep_string_iterator()))}" if o.is_sweep_override() else str(o.input_line)
+        for o in kept
+    ]
+
+
+def _refuse_sweep_in_group(multirun: bool) -> None:
+    if multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.exit(
+            "error: -m starts one run after another and cannot work inside torchrun (WORLD_SIZE > 1); "
+            "drop torchrun and give launch.num_gpus=N instead"
+        )
+
+
+def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str:
+    """What went wrong in the user's words, with the nearest keys, groups or choices."""
+    text = str(error).split("\nSearch path")[0]
+    choice = re.search(r"Could not find '(?:([^']*)/)?([^'/]+)'", text)
+    if choice:
+        group, wrong = choice.group(1) or "", choice.group(2)
+        known = sorted(p.stem for p in (config_dir() / group).glob("*.yaml"))
+        what = f"config group {group!r}" if group else "top-level config"
+        return f"{what} has no {wrong!r}{_nearest(wrong, known)}; it has: {', '.join(known)}"
+    key = re.search(r"Could not (?:override|append to|delete from config) '([^']+)'", text)
+    if key is None:
+        return f"cannot compose {config_name!r} with {list(overrides)}: {text}"
+    wrong = key.group(1)
+    others = [o for o in overrides if o.lstrip("+~").split("=")[0] != wrong]
+    try:
+        known = sorted(set(_keys(_compose(config_name, others))) | set(_groups()))
+    except (HydraException, OmegaConfBaseException):
+        known = _groups()
+    return f"there is no config key {wrong!r}{_nearest(wrong, known)}"
+
+
+def _nearest(wrong: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(wrong, known, n=3, cutoff=0.5)
+    near += [k for k in known if k.rpartition(".")[2] == wrong.rpartition(".")[2] and k not in near][:3]
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def _groups() -> list[str]:
+    return sorted(p.name for p in config_dir().iterdir() if p.is_dir())
+
+
+def _keys(config: DictConfig) -> Iterator[str]:
+    stack: list[tuple[str, Any]] = [("", OmegaConf.to_container(config, resolve=False))]
+    while stack:
+        prefix, node = stack.pop()
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            yield name
+            if isinstance(value, dict):
+                stack.append((f"{name}.", value))
+
+
+def _refuse_foreign(key: str, target: str) -> None:
+    """ValueError for what partseg or torch merely import, such as `torch.os.system`: it must be defined in them."""
+    try:
+        defined_in = getattr(hydra.utils.get_object(target), "__module__", None)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"config key {key!r}: there is no {target!r} to build ({error})") from error
+    if defined_in is not None and not f"{defined_in}.".startswith(ALLOWED_TARGETS):
+        raise ValueError(
+            f"config key {key!r}: _target_ {target!r} is defined in {defined_in!r}, outside partseg and torch"
+        )
+
+
+def _plain(config: Any) -> Any:
+    return OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
+
+
+def _targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(key, target) of every `_target_` in nested plain containers."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield key, str(node["_target_"])
+        for name, value in node.items():
+            yield from _targets(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from _targets(value, f"{key}[{index}]")

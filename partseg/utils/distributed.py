@@ -1,0 +1,112 @@
+"""Processes: who am I, sums and objects across ranks. Everything works without a process group, as one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TIMEOUT = timedelta(minutes=30)
+"""Longer than the slowest thing one rank does alone (writing a checkpoint to a slow disk)."""
+
+
+def init_from_env(device: torch.device | str = "cpu") -> bool:
+    """Join the process group that torchrun or `engine.launch` describes in the environment; True if there is one.
+
+    One process (no WORLD_SIZE, or 1) needs no group. Backend: NCCL for CUDA devices, Gloo otherwise.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return dist.is_initialized()
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
+    return True
+
+
+def shutdown() -> None:
+    """Leave the process group, if any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Position of this process among all, 0 without a group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """Position of this process on its machine; the launcher's word for it, 0 without one."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Is this the process that writes files and talks?"""
+    return rank() == 0
+
+
+def reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum of `tensor` over all processes, as a new tensor on the same device. Integers and float64 stay exact."""
+    total = tensor.detach().clone()
+    if world_size() == 1:
+        return total
+    wire = total.to(_wire_device())
+    dist.all_reduce(wire)
+    return wire.to(tensor.device)
+
+
+def gather_objects(obj: Any) -> list[Any]:
+    """The picklable `obj` of every process, in rank order, on every process."""
+    if world_size() == 1:
+        return [obj]
+    objects: list[Any] = [None] * world_size()
+    dist.all_gather_object(objects, obj)
+    return objects
+
+
+def broadcast_object(obj: Any) -> Any:
+    """Rank 0's picklable `obj`, on every process."""
+    if world_size() == 1:
+        return obj
+    box = [obj]
+    dist.broadcast_object_list(box, src=0, device=_wire_device())
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def main_only(function: Callable[P, R]) -> Callable[P, R | None]:
+    """Run the function on rank 0 only; other ranks get None. Not for functions that communicate."""
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R | None:
+        return function(*args, **kwargs) if is_main() else None
+
+    return wrapper
+
+
+def _wire_device() -> torch.device:
+    """NCCL moves CUDA tensors only, Gloo moves CPU tensors everywhere."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -1,0 +1,63 @@
+"""The process and its machine: seeds, TF32, and the report that goes into env.txt of every run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "hydra-core", "numpy", "pillow", "partseg")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch. For weight initialisation only: data and augmentation never read global state."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  libraries that still draw from the global generator
+    torch.manual_seed(seed)
+
+
+def set_tf32(enabled: bool) -> None:
+    """Allow (or forbid) TF32 in fp32 matrix products and convolutions on NVIDIA GPUs; no effect elsewhere."""
+    torch.backends.cuda.matmul.allow_tf32 = enabled
+    torch.backends.cudnn.allow_tf32 = enabled
+
+
+def git_commit(folder: Path | None = None) -> str:
+    """Commit of the source tree, with "-dirty" when files differ from it; "unknown" outside a git checkout."""
+    folder = folder or Path(__file__).resolve().parents[2]
+    if shutil.which("git") is None or not (folder / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def report() -> str:
+    """Command, commit, versions and hardware as lines of text. Environment variables are left out on purpose."""
+    lines = [
+        f"command: {' '.join(sys.argv)}",
+        f"commit: {git_commit()}",
+        f"python: {platform.python_version()} on {platform.platform()}",
+        *(f"{name}: {_version(name)}" for name in PACKAGES),
+        f"cpu: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
+        f"cuda: {torch.version.cuda or 'not built in'}, cudnn: {torch.backends.cudnn.version()}",
+    ]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        lines.append(f"gpu {index}: {properties.name}, {properties.total_memory / 2**30:.1f} GiB")
+    return "\n".join(lines) + "\n"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

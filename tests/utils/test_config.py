@@ -1,0 +1,119 @@
+"""Composing, nearest-name messages, the target rule, run names, saving."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError
+
+from partseg.utils import config
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    files = {
+        "train.yaml": {
+            "defaults": ["_self_", {"optimizer": "adamw"}, {"experiment": None}],
+            "name": None,
+            "seed": 0,
+            "train": {"iterations": 10, "batch_size": 8},
+        },
+        "optimizer/adamw.yaml": {"_target_": "torch.optim.AdamW", "lr": 1e-4},
+        "optimizer/sgd.yaml": {"_target_": "torch.optim.SGD", "lr": 0.1},
+        "experiment/part_clipseg_pascal.yaml": "# @package _global_\nseed: 3\n",
+        "experiment/evil.yaml": "# @package _global_\noptimizer:\n  _target_: os.system\n",
+    }
+    for name, content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    monkeypatch.setattr(config, "config_dir", lambda: tmp_path)
+    return tmp_path
+
+
+def test_compose_leaves_no_global_state_and_is_struct(folder):
+    cfg = config.compose("train", ["seed=7"])
+    assert cfg.seed == 7
+    assert not GlobalHydra.instance().is_initialized()
+    with pytest.raises(ConfigAttributeError):
+        _ = cfg.train.iteration
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimizer.lrr=1", "'optimizer.lr'"),
+        ("optimzer.lr=1", "'optimizer.lr'"),
+        ("iterations=5", "'train.iterations'"),
+        ("train.batchsize=5", "'train.batch_size'"),
+        ("optimiser=sgd", "'optimizer'"),
+        ("optimizer=adam", "'adamw'"),
+        ("experiment=part_clipseg_pascl", "'part_clipseg_pascal'"),
+        ("seed", "seed"),
+    ],
+)
+def test_a_typo_names_the_nearest(folder, override, expected):
+    with pytest.raises(ValueError, match=expected):
+        config.compose("train", [override])
+
+
+def test_targets_outside_partseg_and_torch_are_refused(folder):
+    with pytest.raises(ValueError, match=r"'os.system' is not allowed"):
+        config.compose("train", ["experiment=evil"])
+    with pytest.raises(ValueError, match="not allowed"):
+        config.check_targets({"a": [{"_target_": "torch.hub.load"}]})
+    config.check_targets({"a": {"_target_": "torch.nn.Linear"}})
+    for target in ("torch.os.system", "partseg.utils.config.os.system", "partseg.utils.config.Path"):
+        with pytest.raises(ValueError, match="outside partseg and torch"):
+            config.instantiate({"_target_": target})
+    with pytest.raises(ValueError, match="there is no 'torch.nn.Liner'"):
+        config.instantiate({"_target_": "torch.nn.Liner"})
+
+
+def test_instantiate_gives_plain_containers_and_the_original_error():
+    node = OmegaConf.create({"layers": [{"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}]})
+    built = config.instantiate(node)
+    assert type(built) is dict and type(built["layers"]) is list and isinstance(built["layers"][0], torch.nn.Linear)
+    vocabulary = {"_target_": "partseg.vocabulary.Vocabulary.from_mapping", "mapping": {"dog": []}}
+    with pytest.raises(ValueError, match="^vocabulary entry 'dog' needs"):
+        config.instantiate(vocabulary)
+    with pytest.raises(ValueError, match="in_featres"):
+        config.instantiate({"_target_": "torch.nn.Linear", "in_featres": 2})
+
+
+def test_the_name_carries_what_changes_the_run(folder):
+    assert config.compose("train").name == "train"
+    overrides = ["experiment=part_clipseg_pascal", "seed=2", "optimizer.lr=3e-4"]
+    assert config.compose("train", overrides).name == "part_clipseg_pascal__optimizer.lr-3e-4__seed-2"
+    assert config.compose("train", ["name=mine", "seed=2"]).name == "mine"
+    assert config.run_name("x", ["launch.num_gpus=8", "resume=never", "+logger.a=1"]) == "x"
+    long = [config.run_name("x", [f"a.b={'v' * 300}{i}"]) for i in range(2)]
+    assert long[0] != long[1] and all(len(name) <= 200 for name in long)
+
+
+def test_first_of_each_sweep(folder):
+    assert config._first_of_each_sweep(["seed=1,2,3", "optimizer.lr=3e-4", "a=[1,2]"]) == [
+        "seed=1",
+        "optimizer.lr=3e-4",
+        "a=[1,2]",
+    ]
+
+
+def test_sweeps_inside_torchrun_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match=r"launch.num_gpus=N"):
+        config._refuse_sweep_in_group(True)
+    config._refuse_sweep_in_group(False)
+
+
+def test_save_writes_the_resolved_config(tmp_path):
+    config.save(OmegaConf.create({"a": 1, "b": "${a}"}), tmp_path / "config.yaml")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"a": 1, "b": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_config_dir_is_found():
+    assert isinstance(config.config_dir(), Path) and (config.config_dir() / "train.yaml").is_file()
