@@ -36,9 +36,11 @@ class Instance:
 class Record:
     """One image of a data set, in detectron2's words; paths are absolute or relative to the working directory.
 
-    `object_part_file_name` / `object_file_name` are label PNGs; `polygons` (category id, COCO segmentation) replace
+    `object_part_file_name` / `object_file_name` are label PNGs; `polygons` (object-part id, COCO segmentation) replace
     the part PNG in data sets that store polygons; `instances` replace the object PNG in data sets that store them.
-    Ids in files are the data set's own: the mapper translates them with the vocabulary.
+    Ids in files are the data set's own: the mapper translates them with the vocabulary. Ids in `polygons` and
+    `instances` are object-part and object ids of the label vocabulary. `label_bits`, of both PNGs, is 8 (255 means
+    none) or 16 (65535 means none).
     """
 
     image_id: str
@@ -49,6 +51,7 @@ class Record:
     object_file_name: str | None = None
     polygons: tuple[tuple[int, object], ...] | None = None
     instances: tuple[Instance, ...] | None = None
+    label_bits: int = 8
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,12 @@ class Vocabulary:
         """int32 [65536]: object-part id -> part id, IGNORE_LABEL stays."""
         return _lut(self.part_of, {})
 
+    @cached_property
+    def mirror_lut(self) -> np.ndarray:
+        """int32 [65536]: object-part id -> id after a horizontal flip, "left arm" <-> "right arm" where both exist."""
+        ids = {pair: i for i, pair in enumerate(self.pairs)}
+        return _lut([ids.get((o, _mirrored(p)), i) for i, (o, p) in enumerate(self.pairs)], {})
+
     # ---- other vocabularies ------------------------------------------------------------------------------------------
     def subset(self, mask: Sequence[bool] | np.ndarray) -> Vocabulary:
         """The object-parts where `mask` [K] is true, renumbered; objects left without parts are dropped."""
@@ -192,6 +198,10 @@ class Vocabulary:
     def seen_subset(self) -> Vocabulary:
         """The training vocabulary: seen object-parts and their objects only."""
         return self if self.seen.all() else replace(self.subset(self.seen), name=f"{self.name}/seen")
+
+    def with_unseen(self, unseen_objects: Sequence[str] | None) -> Vocabulary:
+        """Same classes with another list of unseen objects; None changes nothing."""
+        return self if unseen_objects is None else replace(self, unseen_objects=tuple(unseen_objects))
 
     def with_prompt_names(self, prompt_names: Mapping[str, str]) -> Vocabulary:
         """Same classes, other words in prompts (`{}` prompts with the label names as they are)."""
@@ -289,6 +299,11 @@ class Vocabulary:
                 )
             pairs += [(obj.strip(), part.strip()) for part in parts]
         return cls(pairs=tuple(pairs), name=name)
+
+
+def _mirrored(name: str) -> str:
+    swap = {"left": "right", "right": "left"}
+    return " ".join(swap.get(word, word) for word in name.split(" "))
 
 
 def _frozen(values: Sequence, dtype: type = np.int64) -> np.ndarray:
