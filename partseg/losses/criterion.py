@@ -1,0 +1,108 @@
+"""The training objective: weighted terms -> one scalar that is the same for any number of ranks and micro-batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from partseg.losses.term import LossInputs, Term
+from partseg.structures import Batch, Outputs
+from partseg.vocabulary import Vocabulary
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss is NaN or infinite; the message holds the iteration, every term and the images."""
+
+
+class Criterion:
+    """Weighted sum of terms (PartCLIPSeg eq. 10).
+
+    `terms` maps a name to `{weight, term}`. A term of weight 0 is never called. `normalise`: `global` divides by counts
+    summed over micro-batches and ranks; `process` lets each micro-batch of each rank take its own means and averages
+    these (what the authors' code does, where the loss depends on the number of GPUs).
+    """
+
+    def __init__(
+        self, *, terms: Mapping[str, Mapping[str, Any]], normalise: Literal["global", "process"] = "global"
+    ) -> None:
+        if normalise not in ("global", "process"):
+            raise ValueError(f"criterion.normalise is {normalise!r}; allowed are 'global' and 'process'")
+        for name, entry in terms.items():
+            if set(entry) != {"weight", "term"}:
+                raise ValueError(f"criterion.terms.{name} must hold 'weight' and 'term', it holds {sorted(entry)}")
+            if not (math.isfinite(entry["weight"]) and entry["weight"] >= 0):
+                raise ValueError(f"criterion.terms.{name}.weight is {entry['weight']}; it must be 0 or positive")
+        self.weights: dict[str, float] = {n: float(e["weight"]) for n, e in terms.items() if e["weight"] > 0}
+        self.terms: dict[str, Term] = {n: terms[n]["term"] for n in self.weights}
+        self.normalise = normalise
+        if not self.terms:
+            raise ValueError(f"all weights in criterion.terms are 0 ({sorted(terms)}); give one a positive weight")
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """Decoder layers whose queries and keys the model must keep; empty when no attention term is active."""
+        return tuple(sorted({layer for term in self.terms.values() for layer in term.attention_layers}))
+
+    def counts(self, batch: Batch, vocabulary: Vocabulary) -> dict[str, Tensor]:
+        """Denominators of all active terms, from the labels alone; to be summed over micro-batches and ranks."""
+        one = torch.ones((), dtype=torch.float64, device=batch.object_part.device)
+        counts = {"images": one * len(batch), "batches": one}
+        for name, term in self.terms.items():
+            counts |= {f"{name}/{key}": value for key, value in term.counts(batch, vocabulary).items()}
+        return counts
+
+    def __call__(
+        self, outputs: Outputs, batch: Batch, vocabulary: Vocabulary, counts: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one micro-batch and the unweighted, detached value of each active term.
+
+        Both add up to their global values when summed over micro-batches and ranks.
+        """
+        per_process = self.normalise == "process"
+        denominators = self.counts(batch, vocabulary) if per_process else counts
+        inputs = LossInputs(outputs, batch, vocabulary)
+        loss = self._keep_in_graph(outputs)
+        values: dict[str, Tensor] = {}
+        for name, term in self.terms.items():
+            # Losses are summed in float32 whatever the network ran in; autocast would undo that in every product.
+            with torch.autocast(batch.object_part.device.type, enabled=False):
+                value = term(inputs, _counts_of(name, denominators))
+            if per_process:
+                value = value / counts["batches"].to(value.dtype)
+            loss = loss + self.weights[name] * value
+            values[name] = value.detach()
+        return loss, values
+
+    def _keep_in_graph(self, outputs: Outputs) -> Tensor:
+        """Zero; reaches the mask head of the part and object prompts when no active term does.
+
+        That head's parameters are reached by no other logits. Without a gradient they would stop DDP, which waits for
+        every parameter (`find_unused_parameters` is False). Object logits are the smaller of the two levels.
+        """
+        read = {name for term in self.terms.values() for name in term.reads}
+        if outputs.object is None or read & {"object", "part"}:
+            return outputs.object_part.new_zeros(())
+        return outputs.object.sum() * 0
+
+
+def _counts_of(name: str, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    own = {key.removeprefix(f"{name}/"): value for key, value in counts.items() if key.startswith(f"{name}/")}
+    return {"images": counts["images"], "batches": counts["batches"], **own}
+
+
+def check_finite(loss: Tensor, terms: Mapping[str, Tensor], *, iteration: int, names: Sequence[str]) -> None:
+    """Raise NonFiniteLossError when `loss` is NaN or infinite. Call it before anything is written or updated.
+
+    `names` are the image files of the step. Reads the loss, which waits for the device.
+    """
+    if math.isfinite(float(loss)):
+        return
+    listed = ", ".join(f"{name}={float(value):.6g}" for name, value in terms.items())
+    raise NonFiniteLossError(
+        f"the loss is {float(loss)} at iteration {iteration} ({listed}); images: {', '.join(names)}. "
+        "The last checkpoint is untouched: resume from it with a lower optimizer.lr or train.precision=fp32"
+    )
