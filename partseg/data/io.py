@@ -143,6 +143,30 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
 
 
+def read_coco(path: str | Path) -> dict[str, Any]:
+    """A COCO file's dict; ValueError when it lacks images or annotations."""
+    data = read_json(path)
+    lacking = [key for key in ("images", "annotations") if not isinstance(data, dict) or key not in data]
+    if lacking:
+        raise ValueError(f"{path} is not a COCO file: it lacks {lacking}")
+    return data
+
+
+def coco_stems(data: Mapping[str, Any], path: str | Path) -> dict[Any, str]:
+    """Image id -> file name without folder and suffix; ValueError when two images share either."""
+    stems = {image["id"]: file_stem(image["file_name"]) for image in data["images"]}
+    if len(stems) < len(data["images"]) or len(set(stems.values())) < len(stems):
+        names = [file_stem(image["file_name"]) for image in data["images"]]
+        repeated = sorted({name for name in names if names.count(name) > 1})[:3]
+        raise ValueError(f"{path} lists images twice (same id or same name {repeated}); image names must be unique")
+    return stems
+
+
+def file_stem(file_name: object) -> str:
+    """File name without folders (of either slash) and suffix."""
+    return Path(str(file_name).replace("\\", "/")).stem
+
+
 # Folders --------------------------------------------------------------------------------------------------------------
 def is_stray(path: Path) -> bool:
     """Left behind by an archiver or a file browser (`._x.png`, `.DS_Store`, `__MACOSX`), not part of a data set."""
@@ -184,7 +208,7 @@ def keep_listed(images: Mapping[str, Path], list_file: Path) -> dict[str, Path]:
     entries = read_json(list_file)
     if not isinstance(entries, list) or not all(isinstance(e, Mapping) and "file_name" in e for e in entries):
         raise ValueError(f'{list_file} must be a list of {{"file_name": ...}}')
-    wanted = {Path(str(entry["file_name"]).replace("\\", "/")).stem for entry in entries}
+    wanted = {file_stem(entry["file_name"]) for entry in entries}
     missing = sorted(wanted - set(images))
     if missing or not wanted:
         what = f"names {len(missing)} images that are not there, the first is {missing[0]}" if missing else "is empty"
@@ -192,16 +216,16 @@ def keep_listed(images: Mapping[str, Path], list_file: Path) -> dict[str, Path]:
     return {stem: path for stem, path in images.items() if stem in wanted}
 
 
-def resolve_root(root: str | Path, *, names: Sequence[str], markers: Collection[str]) -> Path:
+def resolve_root(root: str | Path, *, names: Sequence[str], markers: Sequence[Collection[str]]) -> Path:
     """The data set's folder: `root`, a child of it, or a sibling under another of its known spellings `names`.
 
-    `markers` are the sub-folders or files that the data set's folder must hold. Raises FileNotFoundError that names the
-    right folder when `root` is one level off in another way.
+    `markers` are layouts: sets of sub-folders or files, of which the data set's folder must hold one. Raises
+    FileNotFoundError that names the right folder when `root` is one level off in another way.
     """
     root = Path(root).expanduser()
 
     def holds(folder: Path) -> bool:
-        return folder.is_dir() and all((folder / marker).exists() for marker in markers)
+        return folder.is_dir() and any(all((folder / m).exists() for m in layout) for layout in markers)
 
     candidates = [root, *(root / name for name in names)]
     if root.name in names:
@@ -209,7 +233,7 @@ def resolve_root(root: str | Path, *, names: Sequence[str], markers: Collection[
     for folder in candidates:
         if holds(folder):
             return folder
-    wanted = f"a folder that holds {', '.join(sorted(markers))}"
+    wanted = "a folder that holds " + ", or ".join(" and ".join(sorted(layout)) for layout in markers)
     children = sorted(p for p in root.iterdir() if p.is_dir() and not is_stray(p)) if root.is_dir() else []
     nearby = [root.parent, root.parent.parent, *children, *(c / name for c in children for name in names)]
     for folder in nearby:
@@ -219,5 +243,5 @@ def resolve_root(root: str | Path, *, names: Sequence[str], markers: Collection[
         raise FileNotFoundError(
             f"root={root} does not exist; set root (or data_root) to {wanted}, usually named {' or '.join(names)}"
         )
-    missing = sorted(marker for marker in markers if not (root / marker).exists())
-    raise FileNotFoundError(f"root={root} is not this data set: it lacks {missing}; expected {wanted}")
+    inside = sorted(path.name for path in root.iterdir() if not is_stray(path))[:8]
+    raise FileNotFoundError(f"root={root} is not this data set: expected {wanted}; it holds {inside}")

@@ -5,6 +5,7 @@ The toy data set is written in the same layout and read by the same function.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from partseg.data import io
@@ -30,7 +31,7 @@ def pascal_part_116(
     seed: int = 0,
     shots: int | None = None,
     all_seen: bool = False,
-    unseen_objects: tuple[str, ...] | None = None,
+    unseen_objects: Sequence[str] | None = None,
     name: str = "pascal_part_116",
 ) -> PartSegDataset:
     """Split "train" or "val" of the data set at `root` (either spelling of the folder, or its parent).
@@ -39,7 +40,7 @@ def pascal_part_116(
     the benchmark's split. Images without a label file, and the other way round for objects, raise FileNotFoundError.
     """
     check_split(split)
-    root = io.resolve_root(root, names=FOLDER_NAMES, markers=("images", PART_FOLDER, OBJECT_FOLDER))
+    root = io.resolve_root(root, names=FOLDER_NAMES, markers=[("images", PART_FOLDER, OBJECT_FOLDER)])
     images = io.files_by_stem(root / "images" / split)
     if shots is not None and split == "train":
         images = io.keep_listed(images, root / f"train_{shots}shot.json")
