@@ -99,10 +99,11 @@ def check_finite(loss: Tensor, terms: Mapping[str, Tensor], *, iteration: int, n
 
     `names` are the image files of the step. Reads the loss, which waits for the device.
     """
-    if math.isfinite(float(loss)):
+    value = loss.detach().item()
+    if math.isfinite(value):
         return
-    listed = ", ".join(f"{name}={float(value):.6g}" for name, value in terms.items())
+    listed = ", ".join(f"{name}={term.detach().item():.6g}" for name, term in terms.items())
     raise NonFiniteLossError(
-        f"the loss is {float(loss)} at iteration {iteration} ({listed}); images: {', '.join(names)}. "
+        f"the loss is {value} at iteration {iteration} ({listed}); images: {', '.join(names)}. "
         "The last checkpoint is untouched: resume from it with a lower optimizer.lr or train.precision=fp32"
     )
