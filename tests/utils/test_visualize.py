@@ -1,0 +1,96 @@
+"""Overlays, legends and sheets: colours follow names, untouched pixels stay, files are never half-written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import partseg
+from partseg.structures import IGNORE_LABEL
+from partseg.utils.visualize import color_of, legend, overlay, save_png, tile
+from partseg.vocabulary import Vocabulary
+
+GREY = np.full((8, 10, 3), 100, np.uint8)
+
+
+def test_colour_depends_on_the_name_alone_and_is_pinned():
+    assert color_of("dog's head") == color_of("dog's head")
+    assert color_of("dog's head") != color_of("dog's ear")
+    assert all(isinstance(channel, int) and 0 <= channel <= 255 for channel in color_of("x"))
+
+
+def test_parts_of_one_object_can_be_told_apart():
+    folder = Path(partseg.__file__).parent / "data" / "vocabularies"
+    closest = []
+    for name in ("pascal_part_116", "ade20k_part_234", "partimagenet_40"):
+        vocabulary = Vocabulary.from_yaml(folder / f"{name}.yaml")
+        for object_id in range(vocabulary.num_objects):
+            colors = np.array(
+                [color_of(vocabulary.object_parts[k]) for k in vocabulary.parts_of_object(object_id)], float
+            )
+            distance = np.linalg.norm(colors[:, None] - colors[None], axis=-1)
+            closest += distance[np.triu_indices(len(colors), 1)].tolist()
+    assert np.mean(np.array(closest) < 40) < 0.02
+    assert np.median(closest) > 120
+
+
+def test_overlay_colours_known_labels_and_leaves_the_rest():
+    labels = np.full((8, 10), IGNORE_LABEL, np.int32)
+    labels[2:6, 2:8] = 1
+    labels[0, 0] = 2
+    shown = overlay(GREY, labels, ["a", "b"], alpha=0.5)
+    assert (shown[labels != 1] == 100).all()
+    inside = np.rint(0.5 * 100 + 0.5 * np.array(color_of("b")))
+    assert np.abs(shown[3, 4] - inside).max() <= 1
+    assert (shown[2, 2] == np.rint(0.6 * np.array(color_of("b"), np.float32))).all(), "the border is drawn"
+    plain = overlay(GREY, labels, ["a", "b"], alpha=0.5, outline=False)
+    assert np.abs(plain[2, 2] - inside).max() <= 1
+    assert (GREY == 100).all(), "the input is not written to"
+
+
+def test_overlay_of_nothing_and_bad_input():
+    assert (overlay(GREY, np.full((8, 10), -1), ["a"]) == GREY).all()
+    assert (overlay(GREY, np.zeros((8, 10), int), []) == GREY).all()
+    with pytest.raises(ValueError, match=r"labels are \[4, 4\].*\[8, 10\]"):
+        overlay(GREY, np.zeros((4, 4), int), ["a"])
+    with pytest.raises(ValueError, match="uint8"):
+        overlay(GREY.astype(np.float32), np.zeros((8, 10), int), ["a"])
+
+
+def test_legend_shows_every_colour_and_grows_with_the_names():
+    names = ["dog's head", "dog's tail", "cow's horn"]
+    picture = legend(names)
+    present = {tuple(int(v) for v in pixel) for pixel in picture.reshape(-1, 3)}
+    assert {color_of(name) for name in names} <= present
+    assert legend(names, columns=3).shape[0] < picture.shape[0]
+    assert legend(names, width=500).shape[1] == 500
+    assert legend([]).shape[2] == 3
+
+
+def test_tile_places_images_row_by_row():
+    red, blue = np.zeros((4, 6, 3), np.uint8), np.zeros((8, 5, 3), np.uint8)
+    red[..., 0], blue[..., 2] = 255, 255
+    sheet = tile([red, blue, red], columns=2, gap=2)
+    assert sheet.shape == (2 * 10 + 2, 2 * 8 + 2, 3)
+    assert (sheet[2:6, 2:8] == red).all() and (sheet[2:10, 10:15] == blue).all() and (sheet[12:16, 2:8] == red).all()
+    assert (sheet[11, 10:] == 255).all()
+    captioned = tile([red, blue], columns=2, captions=["a very long caption", ""], gap=2)
+    assert captioned.shape[0] > 12
+    with pytest.raises(ValueError, match="1 captions for 2 images"):
+        tile([red, blue], columns=2, captions=["a"])
+    with pytest.raises(ValueError, match="no images"):
+        tile([], columns=2)
+    with pytest.raises(ValueError, match="columns"):
+        tile([red], columns=0)
+
+
+def test_save_png_is_atomic(tmp_path):
+    path = save_png(GREY, tmp_path / "new" / "x.png")
+    assert (np.asarray(Image.open(path)) == GREY).all()
+    with pytest.raises(TypeError):
+        save_png(np.zeros((2, 2, 7), np.float64), path)
+    assert [entry.name for entry in path.parent.iterdir()] == ["x.png"]
+    assert (np.asarray(Image.open(path)) == GREY).all(), "a failed write leaves the old picture"
