@@ -1,0 +1,60 @@
+"""Prompts -> text features: tokens trimmed to the longest prompt, every distinct prompt encoded once.
+
+The features are never cached here: whoever evaluates keeps the `TextFeatures` for as long as the weights do not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+
+
+class TextTower(Protocol):
+    """What `encode_prompts` needs of a backbone."""
+
+    tokenizer: SimpleTokenizer
+    context_length: int
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Token ids [N, L] -> features [N, D]."""
+
+
+def tokenize(tokenizer: SimpleTokenizer, prompts: Sequence[str], *, context_length: int) -> Int[Tensor, "N L"]:
+    """Start, word and end ids of each prompt, zero-padded to the longest of them (not to the context length).
+
+    The end token has the largest id, so its position is the argmax, as CLIP's pooling expects.
+    Raises ValueError for an empty prompt and for one that does not fit into the context.
+    """
+    rows = []
+    for prompt in prompts:
+        words = tokenizer.encode(prompt)
+        if not words:
+            raise ValueError(f"prompt {prompt!r} has no words; every class name must contain text")
+        if len(words) + 2 > context_length:
+            raise ValueError(
+                f"prompt {prompt!r} has {len(words) + 2} tokens, the text tower takes {context_length}: "
+                "shorten the class name or the prompt template"
+            )
+        rows.append([tokenizer.sot_token_id, *words, tokenizer.eot_token_id])
+    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    return tokens
+
+
+def encode_prompts(tower: TextTower, prompts: Sequence[str], *, device: torch.device) -> Float[Tensor, "N D"]:
+    """Features of the prompts, in order; prompts that occur twice are encoded once.
+
+    Trimming is exact: under the causal mask no token sees what follows it.
+    """
+    distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    tokens = tokenize(tower.tokenizer, list(distinct), context_length=tower.context_length)
+    features = tower.encode_tokens(tokens.to(device))
+    if len(distinct) == len(prompts):
+        return features
+    return features[torch.tensor([distinct[prompt] for prompt in prompts], device=device)]
