@@ -44,8 +44,8 @@ def read_label(path: str | Path, *, bits: int) -> np.ndarray:
 
 def _decode(path: str | Path) -> Image.Image:
     try:
-        image = Image.open(path)
-        image.load()
+        with Image.open(path) as image:
+            image.load()
     except FileNotFoundError:
         raise FileNotFoundError(
             f"no file {path}; the data set's index names it, restore it or build the set again"

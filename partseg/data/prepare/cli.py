@@ -1,0 +1,77 @@
+"""What the command lines of the preparation tools share: arguments, finding sources, reporting, ending on errors."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from partseg.data.io import files_by_stem
+from partseg.data.prepare.conversion import PROVENANCE
+from partseg.utils.parallel import default_processes
+
+INTERRUPTED = 130
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, *, output_help: str = "") -> None:
+    """--output, which may be left out where `output_help` says what happens then, and --processes."""
+    parser.add_argument("--output", type=Path, required=not output_help, help=output_help or "new folder for the result")
+    parser.add_argument("--processes", type=int, default=default_processes(), help="worker processes (default: all cores)")
+
+
+def find_folder(root: Path, inside: Sequence[str]) -> Path:
+    """The first of the paths `inside` the root that exists; FileNotFoundError lists what was tried."""
+    if not root.exists():
+        raise FileNotFoundError(f"{root} does not exist")
+    for relative in inside:
+        if (root / relative).exists():
+            return root / relative
+    raise FileNotFoundError(f"{root} holds none of {list(inside)}; it may be one directory level off")
+
+
+def find_stems(root: Path, suffixes: Sequence[str], *, inside: Sequence[str]) -> dict[str, Path]:
+    """Files by name without suffix in `root` itself, or in the first of the folders `inside` that exists."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder")
+    found = files_by_stem(root, suffixes)
+    if not found and inside:
+        found = files_by_stem(find_folder(root, inside), suffixes)
+    if not found:
+        raise FileNotFoundError(f"{root} holds no {' or '.join(suffixes)} files; it may be one directory level off")
+    return found
+
+
+def read_names(path: Path) -> set[str]:
+    """First word of each line of an image set file."""
+    return {line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+
+
+def report(provenance: Mapping[str, Any], output: Path) -> None:
+    """Counts on the screen, and where they are written."""
+    table = Table()
+    table.add_column("split")
+    table.add_column("images", justify="right")
+    for split, count in {**provenance.get("images", {}), **provenance.get("left_out", {})}.items():
+        table.add_row(split, str(count))
+    console = Console()
+    console.print(table)
+    if provenance.get("not_comparable_because"):
+        console.print(f"Not comparable with the benchmark: {provenance['not_comparable_because']}.", highlight=False, soft_wrap=True)
+    console.print(f"Counts per class and the manifest hash: {output / PROVENANCE}", highlight=False, soft_wrap=True)
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a tool; errors that the user can mend become one message and exit code 1."""
+    try:
+        main()
+    except (ValueError, FileNotFoundError, FileExistsError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        sys.exit(INTERRUPTED)

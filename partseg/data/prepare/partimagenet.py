@@ -1,0 +1,77 @@
+"""The 40-class selection of PartImageNet_Seg as an index beside the data; used by datasets/prepare_partimagenet.py."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from partseg.data import io, partimagenet
+from partseg.data.prepare.conversion import Item
+from partseg.data.prepare.labels import check_size
+from partseg.utils.files import json_bytes
+
+TOOL_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SelectionJob:
+    """One photo of the 40 classes, the size its annotation file states, and the labels it has."""
+
+    name: str
+    split: str
+    image: str
+    size: tuple[int, int] | None
+    object: int
+    parts: tuple[int, ...]
+
+
+def check(job: SelectionJob) -> Item:
+    """The photo decodes and has the stated size (rows, columns)."""
+    path = Path(job.image)
+    if job.size is None:
+        io.read_image(path)
+    else:
+        check_size(Path(f"the annotation of {path.name}"), job.size, path)
+    return Item(job.name, job.split, classes={"object": [job.object], "object_part": list(job.parts)})
+
+
+def make_jobs(root: Path, split: str) -> tuple[list[SelectionJob], dict[str, int]]:
+    """Jobs of one split in order of name, and how many annotations loaders will leave out, by reason.
+
+    Training lists all 40 classes; hiding the unseen ones is the loader's work. Raises when a photo is missing.
+    """
+    path = partimagenet._annotation_file(root, split)
+    data, names, labels = io.read_coco(path), partimagenet.source(), partimagenet.vocabulary()
+    stems = io.coco_stems(data, path)
+    kept = {key: stem for key, stem in stems.items() if partimagenet.synset_of(stem) in names.synsets}
+    if not kept:
+        raise ValueError(f"{path} lists no image of the 40 classes; is it PartImageNet_Seg?")
+    skipped: dict[str, int] = defaultdict(int)
+    polygons = partimagenet._polygons(data, kept, labels, names, skipped, path)
+    photos = partimagenet._find_images(root, split, sorted(kept.values()))
+    jobs = []
+    for image in data["images"]:
+        if image["id"] not in kept:
+            continue
+        stem = kept[image["id"]]
+        jobs.append(
+            SelectionJob(
+                name=stem,
+                split=split,
+                image=str(photos[stem]),
+                size=(image["height"], image["width"]) if "height" in image and "width" in image else None,
+                object=labels.label_objects.index(names.synsets[partimagenet.synset_of(stem)][0]),
+                parts=tuple(sorted({label for label, _ in polygons[image["id"]]})),
+            )
+        )
+    skipped["image_without_annotations"] = sum(not job.parts for job in jobs)
+    return sorted(jobs, key=lambda job: job.name), {reason: n for reason, n in sorted(skipped.items()) if n}
+
+
+def index_json(jobs: list[SelectionJob]) -> bytes:
+    """`{"train": ["n01440764_10.JPEG", ...], "val": [...]}`, what the loader reads as partimagenet_40_index.json."""
+    splits: dict[str, list[str]] = defaultdict(list)
+    for job in jobs:
+        splits[job.split].append(Path(job.image).name)
+    return json_bytes(dict(splits), indent=1)
