@@ -1,0 +1,123 @@
+"""One protocol's counts over a data set: reset, process images, evaluate (sums over processes). Integers only.
+
+The confusion matrix lives on the device of the scores; boundaries are counted on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from partseg.evaluation import boundary
+from partseg.evaluation.labels import Choice, ScoreReader
+from partseg.evaluation.metrics import Averaging, check_averaging
+from partseg.evaluation.protocols import Protocol, Truth
+from partseg.structures import IGNORE_LABEL, Sample
+from partseg.utils import distributed
+from partseg.vocabulary import Vocabulary
+
+METRICS = ("iou", "accuracy", "recall", "boundary_iou", "boundary_iou_d2")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one evaluator counted on all processes. `confusion` is [truth, prediction]; K is background."""
+
+    protocol: str
+    averaging: Averaging
+    metrics: tuple[str, ...]
+    confusion: Int[np.ndarray, "K+1 K+1"]
+    num_images: int
+    num_dropped: int
+    bands: Int[np.ndarray, "3 K"] | None = None
+    differences: Int[np.ndarray, "K+1 K+1"] | None = None
+
+
+class Evaluator:
+    """Counts of one protocol; `metrics` names what is computed (see METRICS), `averaging` what the tables show."""
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        *,
+        metrics: Sequence[str] = ("iou", "accuracy", "recall"),
+        averaging: Averaging = "present",
+    ) -> None:
+        unknown = sorted(set(metrics) - set(METRICS))
+        if unknown:
+            raise ValueError(f"evaluator metrics {unknown} do not exist; there are {list(METRICS)}")
+        check_averaging(averaging)
+        self.protocol = protocol
+        self.metrics = tuple(metrics)
+        self.averaging: Averaging = averaging
+
+    def reset(self, vocabulary: Vocabulary, device: torch.device | str = "cpu") -> None:
+        """Start counting for a vocabulary; the confusion matrix is kept on `device`."""
+        classes = len(vocabulary)
+        if "boundary_iou_d2" in self.metrics and classes > boundary.LARGEST_D2:
+            raise ValueError(
+                f"boundary_iou_d2 restates an evaluator of at most {boundary.LARGEST_D2} classes, "
+                f"{vocabulary.name!r} has {classes}; remove it from the evaluator's metrics"
+            )
+        self.vocabulary = vocabulary
+        self._confusion = torch.zeros((classes + 2) * (classes + 1), dtype=torch.int64, device=device)
+        self._images = torch.zeros(2, dtype=torch.int64)
+        self._bands = torch.zeros(3, classes, dtype=torch.int64)
+        self._differences = torch.zeros(classes + 1, classes + 1, dtype=torch.int64)
+
+    def choose(self, reader: ScoreReader, sample: Sample) -> Choice | None:
+        """What this protocol wants to know of an image's scores; None for the argmax over everything."""
+        return self.protocol.choose(reader, sample, self.vocabulary)
+
+    def process(self, labels: Int[Tensor, "h w"], sample: Sample) -> None:
+        """Count one image: predicted `labels` (0..K-1, K background) against the sample, both on the same device."""
+        truth = self.protocol.truth(sample, self.vocabulary)
+        classes = len(self.vocabulary)
+        # pixels that do not count go to one row more, which is cheaper than selecting the others
+        index = (truth.labels.clamp(max=classes + 1) * (classes + 1) + labels).flatten()
+        weight = None if truth.weight is None else truth.weight.double().flatten()
+        self._confusion += torch.bincount(index, weight, minlength=self._confusion.numel()).to(torch.int64)
+        self._images += torch.tensor([1, truth.num_dropped])
+        if "boundary_iou" in self.metrics or "boundary_iou_d2" in self.metrics:
+            self._process_boundaries(labels.cpu().numpy(), sample, truth)
+
+    def _process_boundaries(self, labels: np.ndarray, sample: Sample, truth: Truth) -> None:
+        classes = len(self.vocabulary)
+        target = truth.labels.cpu().numpy()
+        if "boundary_iou" in self.metrics:
+            counted = target != IGNORE_LABEL
+            if truth.weight is not None:
+                counted &= truth.weight.cpu().numpy() > 0
+            counts = boundary.count_bands(
+                np.where(counted, target, classes), np.where(counted, labels, classes), classes
+            )
+            self._bands += torch.from_numpy(counts)
+        if "boundary_iou_d2" in self.metrics:
+            target = np.where(target == IGNORE_LABEL, classes, target)
+            counts = boundary.confuse_differences(
+                target, labels, sample.object.cpu().numpy(), classes, given_objects=self.protocol.given_objects
+            )
+            self._differences += torch.from_numpy(counts)
+
+    def evaluate(self) -> Counts:
+        """Counts of all processes; every process must call it."""
+        classes = len(self.vocabulary)
+        confusion = distributed.reduce_sum(self._confusion)[: (classes + 1) ** 2].view(classes + 1, classes + 1)
+        num_images, num_dropped = distributed.reduce_sum(self._images).tolist()
+        bands = distributed.reduce_sum(self._bands).numpy() if "boundary_iou" in self.metrics else None
+        differences = distributed.reduce_sum(self._differences).numpy() if "boundary_iou_d2" in self.metrics else None
+        return Counts(
+            protocol=self.protocol.name,
+            averaging=self.averaging,
+            metrics=self.metrics,
+            confusion=confusion.cpu().numpy(),
+            num_images=num_images,
+            num_dropped=num_dropped,
+            bands=bands,
+            differences=differences,
+        )
