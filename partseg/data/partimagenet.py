@@ -76,7 +76,7 @@ def partimagenet_40(
     check_split(split, allowed=SPLITS)
     root = io.resolve_root(root, names=FOLDER_NAMES, markers=LAYOUTS)
     labels, names = vocabulary().with_unseen(unseen_objects), source()
-    annotation_file = _annotation_file(root, split)
+    annotation_file = find_annotations(root, split)
     data = io.read_coco(annotation_file)
     stems = io.coco_stems(data, annotation_file)
     hidden = set(labels.unseen_objects) if split == "train" and not all_seen else set()
@@ -86,8 +86,8 @@ def partimagenet_40(
         listed = _read_index(root / INDEX_FILE, split, known=set(stems.values()), annotation_file=annotation_file)
         kept = {image_id: stem for image_id, stem in kept.items() if stem in listed}
     skipped: dict[str, int] = {}
-    polygons = _polygons(data, kept, labels, names, skipped, annotation_file)
-    paths = _find_images(root, split, sorted(kept.values()))
+    polygons = read_polygons(data, kept, labels, names, skipped, annotation_file)
+    paths = find_images(root, split, sorted(kept.values()))
     records = [_record(image, kept[image["id"]], paths, polygons) for image in data["images"] if image["id"] in kept]
     labelled = sorted((r for r in records if r.polygons), key=lambda record: record.image_id)
     skipped["image_without_annotations"] = len(records) - len(labelled)
@@ -105,7 +105,7 @@ def partimagenet_40(
     )
 
 
-def _annotation_file(root: Path, split: str) -> Path:
+def find_annotations(root: Path, split: str) -> Path:
     candidates = [
         root / "annotations" / split / f"{split}.json",
         root / "annotations" / f"{split}.json",
@@ -143,7 +143,7 @@ def _category_names(data: Mapping[str, Any], names: Source, path: Path) -> Mappi
     return names.categories
 
 
-def _polygons(
+def read_polygons(
     data: Mapping[str, Any],
     kept: Mapping[Any, str],
     labels: Vocabulary,
@@ -175,7 +175,7 @@ def _polygons(
     return found
 
 
-def _find_images(root: Path, split: str, stems: Sequence[str]) -> dict[str, Path]:
+def find_images(root: Path, split: str, stems: Sequence[str]) -> dict[str, Path]:
     """Photo of every stem: flat in images/{split} or {split}, or below in one folder per synset."""
     base = root / "images" / split if (root / "images" / split).is_dir() else root / split
     found = io.files_by_stem(base)

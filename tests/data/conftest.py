@@ -35,7 +35,9 @@ def write_pascal(tmp_path: Path) -> Callable[..., Path]:
         root = tmp_path / folder
         for split, images in splits.items():
             for seed, (stem, (parts, objects)) in enumerate(images.items()):
-                save_image(root / "images" / split / f"{stem}.jpg", height=parts.shape[0], width=parts.shape[1], seed=seed)
+                save_image(
+                    root / "images" / split / f"{stem}.jpg", height=parts.shape[0], width=parts.shape[1], seed=seed
+                )
                 save_label(root / "annotations_detectron2_part" / split / f"{stem}.png", parts)
                 save_label(root / "annotations_detectron2_obj" / split / f"{stem}.png", objects)
         return root
@@ -45,7 +47,7 @@ def write_pascal(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def pascal_root(write_pascal: Callable[..., Path]) -> Path:
-    """Three images per split: a cat (seen, object 7, parts 44..), a dog (unseen, object 11), a chair (no parts, object 8)."""
+    """Three images per split: a cat (seen, object id 7), a dog (unseen, id 11) and a chair (no parts, id 8)."""
     from partseg.data.pascal_part import vocabulary
 
     names = vocabulary()

@@ -115,7 +115,9 @@ def test_val_has_training_images_with_unseen_objects_and_counts_only_these(ade_r
     sample = dataset[1]
     assert set(sample.object_part.unique().tolist()) == {VAN_DOOR, IGNORE_LABEL}
     assert set(sample.object.unique().tolist()) == {VAN, BACKGROUND_LABEL, IGNORE_LABEL}
-    assert sample.object[0, 5] == IGNORE_LABEL and sample.object[7, 13] == VAN and sample.object[0, 28] == BACKGROUND_LABEL
+    assert (
+        sample.object[0, 5] == IGNORE_LABEL and sample.object[7, 13] == VAN and sample.object[0, 28] == BACKGROUND_LABEL
+    )
     van_door = sample.object_part == VAN_DOOR
     assert (sample.num_owner[van_door] == 1).all() and (sample.num_owner[~van_door] == 0).all()
     assert (sample.num_foreign == 0).all()  # the cars are not counted
@@ -129,7 +131,9 @@ def test_train_hides_unseen_objects(ade_root):
     sample = dataset[0]
     assert set(sample.object.unique().tolist()) == {car, BACKGROUND_LABEL, IGNORE_LABEL}
     assert set(sample.object_part.unique().tolist()) == {dataset.vocabulary.pairs.index(("car", "door")), IGNORE_LABEL}
-    background = ade20k_part_234(ade_root, "train", mapper=TrainMapper(20, flip_probability=0, unseen_as_background=True))
+    background = ade20k_part_234(
+        ade_root, "train", mapper=TrainMapper(20, flip_probability=0, unseen_as_background=True)
+    )
     assert set(background[0].object.unique().tolist()) == {car, BACKGROUND_LABEL}
 
 

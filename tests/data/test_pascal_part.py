@@ -136,7 +136,9 @@ def test_label_of_another_size_names_both_files(pascal_root, label_writer):
 def test_id_out_of_range_names_file_ids_and_range(pascal_root, label_writer):
     path = pascal_root / "annotations_detectron2_part" / "val" / "2008_000001.png"
     label_writer(path, np.full((30, 40), 116, np.uint8))
-    with pytest.raises(ValueError, match=r"2008_000001\.png holds object-part ids \[116\], allowed are 0\.\.115 and 255"):
+    with pytest.raises(
+        ValueError, match=r"2008_000001\.png holds object-part ids \[116\], allowed are 0\.\.115 and 255"
+    ):
         pascal_part_116(pascal_root, "val")[0]
     path = pascal_root / "annotations_detectron2_obj" / "train" / "2008_000001.png"
     label_writer(path, np.full((30, 40), 20, np.uint8))

@@ -41,15 +41,15 @@ def make_jobs(root: Path, split: str) -> tuple[list[SelectionJob], dict[str, int
 
     Training lists all 40 classes; hiding the unseen ones is the loader's work. Raises when a photo is missing.
     """
-    path = partimagenet._annotation_file(root, split)
+    path = partimagenet.find_annotations(root, split)
     data, names, labels = io.read_coco(path), partimagenet.source(), partimagenet.vocabulary()
     stems = io.coco_stems(data, path)
     kept = {key: stem for key, stem in stems.items() if partimagenet.synset_of(stem) in names.synsets}
     if not kept:
         raise ValueError(f"{path} lists no image of the 40 classes; is it PartImageNet_Seg?")
     skipped: dict[str, int] = defaultdict(int)
-    polygons = partimagenet._polygons(data, kept, labels, names, skipped, path)
-    photos = partimagenet._find_images(root, split, sorted(kept.values()))
+    polygons = partimagenet.read_polygons(data, kept, labels, names, skipped, path)
+    photos = partimagenet.find_images(root, split, sorted(kept.values()))
     jobs = []
     for image in data["images"]:
         if image["id"] not in kept:

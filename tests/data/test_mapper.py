@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+
+from partseg.data.dataset import PartSegDataset
+from partseg.data.mapper import EvalMapper, TrainMapper
+from partseg.data.pascal_part import pascal_part_116
+from partseg.structures import IGNORE_LABEL, Record
+from partseg.vocabulary import Vocabulary
+
+SIDED = Vocabulary.from_mapping({"robot": ["left arm", "right arm", "head", "left eye"]})
+
+
+def sample_of(root, **options):
+    return pascal_part_116(root, "train", mapper=TrainMapper(24, **options), seed=5)[0, 3]
+
+
+def test_default_and_official_share_labels_up_to_rounding(pascal_root):
+    plain = sample_of(pascal_root)
+    official = sample_of(pascal_root, short_edge=60, long_edge=100, channel_order="bgr", unseen_as_background=True)
+    assert (plain.object_part == official.object_part).float().mean() > 0.98
+    difference = plain.image.flip(0).float() - official.image.float()
+    assert difference.abs().mean() < 30 and not torch.equal(plain.image, official.image)
+
+
+def test_flip_probability(pascal_root):
+    never, always = (
+        pascal_part_116(pascal_root, "train", mapper=TrainMapper(40, flip_probability=p))[0] for p in (0.0, 1.0)
+    )
+    assert torch.equal(never.image.flip(-1), always.image)
+    assert torch.equal(never.object_part.flip(-1), always.object_part)
+    assert torch.equal(never.object.flip(-1), always.object)
+    half = pascal_part_116(pascal_root, "train", mapper=TrainMapper(40))
+    flipped = [torch.equal(half[0, draw].image, always.image) for draw in range(200)]
+    assert 70 < sum(flipped) < 130
+
+
+def test_flip_swaps_left_and_right_names(tmp_path, image_writer, label_writer):
+    image_writer(tmp_path / "a.png", height=2, width=4)
+    label_writer(tmp_path / "parts.png", np.array([[0, 1, 2, 3], [0, 0, 255, 3]], np.uint8))
+    record = Record("a", str(tmp_path / "a.png"), object_part_file_name=str(tmp_path / "parts.png"))
+    args = {"label_vocabulary": SIDED, "vocabulary": SIDED}
+    flipped = PartSegDataset([record], mapper=TrainMapper(4, flip_probability=1), **args)[0].object_part[::2]
+    # "left eye" has no counterpart and stays
+    assert flipped.tolist() == [[3, 2, 0, 1], [3, IGNORE_LABEL, 1, 1]]
+
+
+def test_colour_and_crop_options_change_the_sample_reproducibly(pascal_root):
+    plain = sample_of(pascal_root)
+    for options in ({"jitter": 0.4}, {"crop_scale": (0.3, 0.6)}):
+        changed = sample_of(pascal_root, **options)
+        assert not torch.equal(plain.image, changed.image)
+        assert torch.equal(changed.image, sample_of(pascal_root, **options).image)
+        assert changed.object_part.shape == plain.object_part.shape == (24, 24)
+    assert torch.equal(sample_of(pascal_root, jitter=0.4).object_part, plain.object_part)
+
+
+def test_eval_mapper_ignores_the_generator_and_never_resizes_labels(pascal_root):
+    dataset = pascal_part_116(pascal_root, "val", mapper=EvalMapper(16, short_edge=20, long_edge=25))
+    first, second = dataset[0, 0], dataset[0, 1]
+    assert torch.equal(first.image, second.image) and first.image.shape == (3, 16, 16)
+    assert first.object_part.shape == (30, 40)
+
+
+def test_record_without_labels(tmp_path, image_writer):
+    image_writer(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="'a'.*has no part labels"):
+        PartSegDataset(
+            [Record("a", str(tmp_path / "a.png"))], label_vocabulary=SIDED, vocabulary=SIDED, mapper=EvalMapper(8)
+        )[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": 0},
+        {"short_edge": 0},
+        {"channel_order": "gbr"},
+        {"flip_probability": 1.5},
+        {"crop_scale": (0.5, 1.2)},
+        {"jitter": 1.0},
+    ],
+)
+def test_options_out_of_range(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        TrainMapper(**{"size": 8, **options})
