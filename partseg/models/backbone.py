@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -31,6 +32,9 @@ class ClipBackbone(nn.Module):
     `pretrained` is an open_clip tag ("openai") or a file with CLIP weights; None leaves random weights, which is right
     when a checkpoint is loaded afterwards. `feature_blocks` count from zero; blocks after the last one never run.
     """
+
+    image_mean: Tensor
+    image_std: Tensor
 
     def __init__(
         self,
@@ -177,7 +181,7 @@ def build_clip(name: str) -> open_clip.CLIP:
     return clip
 
 
-def clip_config(name: str) -> Mapping[str, object]:
+def clip_config(name: str) -> Mapping[str, Any]:
     """The open_clip configuration called `name`: a JSON file, one shipped with partseg, or one of open_clip's."""
     shipped = resources.files("partseg.models") / "configs" / f"{name}.json"
     if name.endswith(".json"):

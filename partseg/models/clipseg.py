@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from partseg.models.backbone import ClipBackbone
@@ -64,7 +64,7 @@ class ClipSeg(nn.Module):
         set_trainable(self, patterns, unused=self.unused_parameters())
 
     def unused_parameters(self) -> frozenset[str]:
-        """Names of parameters that no output depends on: image blocks after the last feature, CLIP's image projection."""
+        """Names of parameters that no output depends on: late image blocks, CLIP's image projection and scale."""
         return frozenset(f"backbone.{name}" for name in self.backbone.unused_parameters())
 
     def encode_text(self, vocabulary: Vocabulary) -> TextFeatures:
@@ -75,7 +75,7 @@ class ClipSeg(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "B 3 H W"] | Tensor,
+        images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
         vocabulary: Vocabulary,
         *,
         text: TextFeatures | None = None,

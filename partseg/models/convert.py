@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,9 +103,8 @@ def load_clip(backbone: nn.Module, source: str, *, quick_gelu: bool | None = Non
 
 
 def to_hf_clipseg(model: nn.Module) -> dict[str, Tensor]:
-    """State of transformers' CLIPSegForImageSegmentation with this model's weights; adapter and background are left out."""
-    state = _export(model, "hf_clipseg")
-    return state
+    """State of transformers' CLIPSegForImageSegmentation with our weights; it has no adapter and no background."""
+    return _export(model, "hf_clipseg")
 
 
 def to_part_clipseg(model: nn.Module) -> dict[str, Tensor]:
@@ -181,7 +180,7 @@ def _check_shapes(values: dict[str, Tensor], own: dict[str, Tensor], weights: We
         )
 
 
-def _start_pair(model: nn.Module, found: dict[str, object]) -> tuple[str, ...]:
+def _start_pair(model: nn.Module, found: Collection[str]) -> tuple[str, ...]:
     """Copy the decoder's FiLM and head into the pair's when the file has the former and not the latter."""
     pair = tuple(n for n in model.state_dict() if n.startswith(("pair.film.", "pair.head.")))
     if not pair or any(n in found for n in pair) or not any(n.startswith("decoder.head.") for n in found):

@@ -49,6 +49,7 @@ class Decoder(nn.Module):
             raise ValueError(f"prompt_chunk must be at least 1, got {prompt_chunk}")
         self.prompt_chunk = prompt_chunk
         self.checkpointing = checkpointing
+        self.heads = shape.heads
         self.film = Film(text_dim, shape.width)
         self.head = MaskHead(shape.width, patch_size=patch_size)
         self.reduces = nn.ModuleList(nn.Linear(image_dim, shape.width) for _ in range(num_layers))
@@ -83,7 +84,7 @@ class Decoder(nn.Module):
             return x
 
         out = over_prompts(run, len(text), chunk=self.chunk(reduced[0], masks=False))
-        scale = (out.shape[-1] // self.layers[0].heads) ** -0.5  # type: ignore[operator]
+        scale = (out.shape[-1] // self.heads) ** -0.5
         attention = {i: _attention(pairs, scale=scale, grid=grid) for i, pairs in kept.items()}
         return out, attention
 

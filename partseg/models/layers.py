@@ -46,7 +46,7 @@ class Film(nn.Module):
         self.mul = nn.Linear(text_dim, width)
         self.add = nn.Linear(text_dim, width)
 
-    def forward(self, x: Float[Tensor, "B #E N w"], text: Float[Tensor, "E D"]) -> Float[Tensor, "B E N w"]:
+    def forward(self, x: Float[Tensor, " B #E N w"], text: Float[Tensor, "E D"]) -> Float[Tensor, "B E N w"]:
         """Every token of prompt e modulated by text e; `x` may have one row for all prompts."""
         return torch.addcmul(self.add(text)[:, None], self.mul(text)[:, None], x)
 
@@ -67,7 +67,7 @@ class FeedForward(nn.Module):
         """Applied token by token."""
         if torch.compiler.is_compiling():
             return self.fc2(F.relu(self.fc1(x)))
-        weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        weights: tuple[Tensor, ...] = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from partseg.models.backbone import ClipBackbone
@@ -92,7 +92,7 @@ class PartClipSeg(nn.Module):
         set_trainable(self, patterns, unused=self.unused_parameters())
 
     def unused_parameters(self) -> frozenset[str]:
-        """Names of parameters that no output depends on: image blocks after the last feature, CLIP's image projection."""
+        """Names of parameters that no output depends on: late image blocks, CLIP's image projection and scale."""
         return frozenset(f"backbone.{name}" for name in self.backbone.unused_parameters())
 
     def start_pair_from_decoder(self) -> None:
@@ -109,7 +109,7 @@ class PartClipSeg(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "B 3 H W"] | Tensor,
+        images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
         vocabulary: Vocabulary,
         *,
         text: TextFeatures | None = None,
@@ -133,8 +133,8 @@ class PartClipSeg(nn.Module):
         images: Tensor,
         text: TextFeatures,
         *,
-        object_of: Int[Tensor, "K"],
-        part_of: Int[Tensor, "K"],
+        object_of: Int[Tensor, " K"],
+        part_of: Int[Tensor, " K"],
         attention_layers: tuple[int, ...] = (),
     ) -> Outputs:
         """`forward` without names: what torch.export and torch.compile see."""
@@ -161,8 +161,8 @@ class PartClipSeg(nn.Module):
         prompts: Float[Tensor, "E D"],
         num_parts: int,
         *,
-        object_of: Int[Tensor, "K"],
-        part_of: Int[Tensor, "K"],
+        object_of: Int[Tensor, " K"],
+        part_of: Int[Tensor, " K"],
         grid: tuple[int, int],
     ) -> Float[Tensor, "B K+1 H W"]:
         # Background is pair number K: the background feature twice, the background vector twice.

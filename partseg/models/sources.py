@@ -64,9 +64,9 @@ def _locate(source: str, *, clip_name: str, revision: str | None) -> tuple[Path,
     other = open_clip.pretrained.list_pretrained_models_by_tag(source)
     if other:
         raise ValueError(
-            f"open_clip has no weights {source!r} for {clip_name!r}: its tags are {tags}, models with that tag are {other}"
+            f"open_clip has no weights {source!r} for {clip_name!r}: its tags are {tags}; {source!r} exists for {other}"
         )
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).suffix in {".pth", ".pt", ".bin", ".safetensors"}:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and Path(source).suffix not in {".pth", ".pt", ".bin", ".safetensors"}:
         return _from_hub(source, revision), None
     raise FileNotFoundError(
         f"no weights {source!r}: it is not a file, not a hub name like 'CIDAS/clipseg-rd64-refined', "
@@ -90,7 +90,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
             return Path(path)
     raise FileNotFoundError(
         f"could not get weights from the hub repository {name!r} (revision {revision or 'main'}): "
-        f"{type(failure).__name__}: {str(failure).strip().splitlines()[0]}. Check the name, the revision and the network, "
+        f"{type(failure).__name__}: {_first_line(failure)}. Check the name, the revision and the network, "
         f"or download one of {list(HUB_FILES)} yourself and give its path"
     ) from failure
 
@@ -121,12 +121,17 @@ def _read(path: Path) -> tuple[Mapping[str, object], bool]:
         zipfile.BadZipFile,
     ) as error:
         raise ValueError(
-            f"{path} cannot be read as weights: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}. "
+            f"{path} cannot be read as weights ({_first_line(error)}). "
             "It may be truncated or of another kind; download it again (its sha256 is on the page it came from)"
         ) from error
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
     return loaded, False
+
+
+def _first_line(error: Exception | None) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _is_scripted(path: Path) -> bool:

@@ -18,7 +18,10 @@ class TextTower(Protocol):
     """What `encode_prompts` needs of a backbone."""
 
     tokenizer: SimpleTokenizer
-    context_length: int
+
+    @property
+    def context_length(self) -> int:
+        """Longest prompt in tokens, start and end included."""
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """Token ids [N, L] -> features [N, D]."""
