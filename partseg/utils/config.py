@@ -5,12 +5,15 @@ A config is read in the tools and turned into objects there; no class of partseg
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
+import inspect
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,24 +90,36 @@ def cli(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[]
 
 
 def instantiate(node: Any, **kwargs: Any) -> Any:
-    """Build the object(s) of a config node; `kwargs` are added to the call. Containers arrive as plain dict and list.
+    """Build the object(s) of a config node; `kwargs` join the call as they are and win over the node's own entries.
 
-    Errors of the built class (ValueError, KeyError, OSError) are raised as they are; others with the config key.
+    Containers arrive as plain dict and list. Errors of the built class (ValueError, KeyError, OSError) are raised as
+    they are. ValueError for arguments that do not exist or are still `???`.
     """
-    check_targets(node)
-    for key, target in _targets(_plain(node)):
-        _refuse_foreign(key, target)
+    plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else copy.copy(node)
+    if kwargs:
+        plain = {key: value for key, value in plain.items() if key not in kwargs}
+    check_targets(plain)
+    for key, target in _targets(plain):
+        _check_call(key, target)
+    missing = [key for key, value in _leaves(plain) if value == "???"]
+    if missing:
+        raise ValueError(f"config keys {missing} have no value yet: give them on the command line or in the experiment")
     try:
-        return hydra.utils.instantiate(node, _convert_="all", **kwargs)
+        if not kwargs:
+            return hydra.utils.instantiate(plain, _convert_="all")
+        # objects never pass through OmegaConf, which would copy them and take dataclasses apart
+        call = hydra.utils.instantiate({**plain, "_partial_": True}, _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, (ValueError, KeyError, OSError)):
             raise error.__cause__ from error
         raise ValueError(f"cannot build from the config: {error}") from error
+    return partial(call, **kwargs) if plain.get("_partial_") else call(**kwargs)
 
 
 def check_targets(config: Any) -> None:
     """ValueError if any `_target_` lies outside `partseg.` and `torch.`; nothing is imported."""
-    for key, target in _targets(_plain(config)):
+    for key, node in _targets(_plain(config)):
+        target = str(node["_target_"])
         if not target.startswith(ALLOWED_TARGETS) or target.startswith(REFUSED_TARGETS):
             raise ValueError(
                 f"config key {key!r}: _target_ {target!r} is not allowed; "
@@ -191,7 +206,7 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
     wrong = key.group(1)
     others = [o for o in overrides if o.lstrip("+~").split("=")[0] != wrong]
     try:
-        known = sorted(set(_keys(_compose(config_name, others))) | set(_groups()))
+        known = sorted({key for key, _ in _walk(_plain(_compose(config_name, others)))} | set(_groups()))
     except (HydraException, OmegaConfBaseException):
         known = _groups()
     return f"there is no config key {wrong!r}{_nearest(wrong, known)}"
@@ -207,40 +222,45 @@ def _groups() -> list[str]:
     return sorted(p.name for p in config_dir().iterdir() if p.is_dir())
 
 
-def _keys(config: DictConfig) -> Iterator[str]:
-    stack: list[tuple[str, Any]] = [("", OmegaConf.to_container(config, resolve=False))]
-    while stack:
-        prefix, node = stack.pop()
-        for key, value in node.items():
-            name = f"{prefix}{key}"
-            yield name
-            if isinstance(value, dict):
-                stack.append((f"{name}.", value))
-
-
-def _refuse_foreign(key: str, target: str) -> None:
-    """ValueError for what partseg or torch merely import, such as `torch.os.system`: it must be defined in them."""
+def _check_call(key: str, node: Mapping[str, Any]) -> None:
+    """ValueError for a target that is not there or only imported (`torch.os.system`), and for unknown arguments."""
+    target = str(node["_target_"])
     try:
-        defined_in = getattr(hydra.utils.get_object(target), "__module__", None)
+        found = hydra.utils.get_object(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"config key {key!r}: there is no {target!r} to build ({error})") from error
+    defined_in = getattr(found, "__module__", None)
     if defined_in is not None and not f"{defined_in}.".startswith(ALLOWED_TARGETS):
-        raise ValueError(
-            f"config key {key!r}: _target_ {target!r} is defined in {defined_in!r}, outside partseg and torch"
-        )
+        raise ValueError(f"config key {key!r}: {target!r} is defined in {defined_in!r}, outside partseg and torch")
+    try:
+        parameters = inspect.signature(found).parameters
+    except (TypeError, ValueError):  # some of torch's compiled functions have no signature
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in set(node) - set(parameters) - {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}:
+        where = f"{key}.{name}".lstrip(".")
+        raise ValueError(f"config key {where!r}: {target} takes no {name!r}{_nearest(str(name), list(parameters))}")
 
 
 def _plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
 
 
-def _targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(key, target) of every `_target_` in nested plain containers."""
+def _targets(node: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(key, node) of every node with a `_target_` in nested plain containers."""
+    return ((key, value) for key, value in _walk(node) if isinstance(value, Mapping) and "_target_" in value)
+
+
+def _leaves(node: Any) -> Iterator[tuple[str, Any]]:
+    return ((key, value) for key, value in _walk(node) if not isinstance(value, (Mapping, list, tuple)))
+
+
+def _walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    yield key, node
     if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield key, str(node["_target_"])
         for name, value in node.items():
-            yield from _targets(value, f"{key}.{name}".lstrip("."))
+            yield from _walk(value, f"{key}.{name}".lstrip("."))
     elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
-            yield from _targets(value, f"{key}[{index}]")
+            yield from _walk(value, f"{key}[{index}]")

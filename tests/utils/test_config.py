@@ -80,8 +80,21 @@ def test_instantiate_gives_plain_containers_and_the_original_error():
     vocabulary = {"_target_": "partseg.vocabulary.Vocabulary.from_mapping", "mapping": {"dog": []}}
     with pytest.raises(ValueError, match="^vocabulary entry 'dog' needs"):
         config.instantiate(vocabulary)
-    with pytest.raises(ValueError, match="in_featres"):
-        config.instantiate({"_target_": "torch.nn.Linear", "in_featres": 2})
+    with pytest.raises(ValueError, match="layers.0..in_featres.*did you mean 'in_features'"):
+        config.instantiate({"layers": [{"_target_": "torch.nn.Linear", "in_featres": 2}]})
+
+
+def test_objects_given_to_instantiate_arrive_uncopied():
+    node = OmegaConf.create({"root": "x", "lr": {"_target_": "torch.optim.SGD", "params": "???", "lr": "${root2}"}})
+    node.root2 = 0.5
+    parameters = list(torch.nn.Linear(2, 2).parameters())
+    optimizer = config.instantiate(node.lr, params=parameters)
+    assert optimizer.param_groups[0]["params"][0] is parameters[0] and optimizer.defaults["lr"] == 0.5
+    with pytest.raises(ValueError, match=r"\['params'\] have no value"):
+        config.instantiate(node.lr)
+    schedule = {"_target_": "partseg.engine.optim.poly", "_partial_": True, "iterations": 10}
+    assert config.instantiate(schedule)(0) == 1.0
+    assert config.instantiate(schedule, iterations=20)(10) == 0.5**0.9
 
 
 def test_the_name_carries_what_changes_the_run(folder):

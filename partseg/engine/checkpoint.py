@@ -1,0 +1,225 @@
+"""Checkpoints of a run: whole or absent, `latest` moved last, refused for another vocabulary.
+
+`checkpoints/` holds iter_0001000.pt files (the last few and the best one), the links latest.pt and best.pt, and
+best.json. One file is {format, iteration, model, optimizer, config, vocabulary} and `ema` where averaging is on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from partseg.engine.ema import Ema
+from partseg.models.convert import LoadReport, load_weights
+from partseg.utils.config import instantiate
+from partseg.utils.files import sha256_of, write_atomic
+from partseg.vocabulary import Vocabulary
+
+FORMAT = "partseg-1"
+KEYS = {"format", "iteration", "model", "optimizer", "config", "vocabulary"}
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of one run. Only rank 0 writes.
+
+    `keep` is the number of last checkpoints kept beside the best one; `metric` (`<evaluator>/<key>`) selects the best.
+    """
+
+    def __init__(self, folder: Path, *, config: Mapping[str, Any], keep: int = 3, metric: str | None = None) -> None:
+        if keep < 1:
+            raise ValueError(f"keep={keep}: at least one checkpoint must be kept, or a killed run cannot resume")
+        self.folder = Path(folder)
+        self.config = dict(config)
+        self.keep = keep
+        self.metric = metric
+
+    @property
+    def latest(self) -> Path:
+        """Link to the newest complete checkpoint."""
+        return self.folder / "latest.pt"
+
+    def path(self, iteration: int) -> Path:
+        """File of one iteration."""
+        return self.folder / f"iter_{iteration:07d}.pt"
+
+    def save(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: torch.optim.Optimizer,
+        iteration: int,
+        vocabulary: Vocabulary,
+        ema: Ema | None,
+    ) -> Path:
+        """Write iter_<iteration>.pt, move `latest.pt`, then delete what is no longer kept.
+
+        OSError when the disk is full or read-only; the previous checkpoints are untouched then.
+        """
+        state = {
+            "format": FORMAT,
+            "iteration": iteration,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "config": self.config,
+            "vocabulary": vocabulary.to_dict(),
+        }
+        if ema is not None:
+            state["ema"] = ema.state_dict()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(iteration)
+        _write(state, path)
+        _link(self.latest, path)
+        self._prune()
+        return path
+
+    def offer_best(self, path: Path, *, iteration: int, value: float) -> bool:
+        """Make `path` the best checkpoint if `value` beats the best so far; True if it did."""
+        best = self.best()
+        if best is not None and value <= best["value"]:
+            return False
+        record = {"metric": self.metric, "value": value, "iteration": iteration, "file": path.name}
+        write_atomic(self.folder / "best.json", (json.dumps(record) + "\n").encode())
+        _link(self.folder / "best.pt", path)
+        self._prune()
+        return True
+
+    def best(self) -> dict[str, Any] | None:
+        """{metric, value, iteration, file} of the best checkpoint by the present metric, if any."""
+        path = self.folder / "best.json"
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return record if record and record["metric"] == self.metric else None
+
+    def _prune(self) -> None:
+        best = self.best()
+        kept = {self.latest.resolve().name, best["file"] if best else None}
+        for path in sorted(self.folder.glob("iter_*.pt"))[: -self.keep]:
+            if path.name not in kept:
+                path.unlink()
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """One of our checkpoints on the CPU; `path` is the file, its run directory or its `checkpoints/` folder.
+
+    Tensors and plain containers only: loading runs no code. ValueError for damaged or foreign files.
+    """
+    path = resolve(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is not a checkpoint, or is damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not set(state) >= KEYS:
+        raise ValueError(f"{path} is not a checkpoint of partseg ({FORMAT}); public weights go through init_from=")
+    return state
+
+
+def resolve(path: str | Path) -> Path:
+    """The checkpoint file that a user means: a file, or the newest one of a run directory."""
+    path = Path(path)
+    for candidate in (path, path / "latest.pt", path / "checkpoints" / "latest.pt"):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(f"no checkpoint at {path}: give a .pt file or a run directory with checkpoints/latest.pt")
+
+
+def restore(
+    state: Mapping[str, Any],
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    vocabulary: Vocabulary,
+    ema: Ema | None = None,
+) -> int:
+    """Put a loaded checkpoint into the objects of a run and return its iteration.
+
+    Hyper-parameters stay those of the run: base learning rates are never taken from a file. ValueError for a checkpoint
+    of another vocabulary.
+    """
+    saved = Vocabulary.from_dict(state["vocabulary"])
+    if saved.key != vocabulary.key:
+        raise ValueError(
+            f"the checkpoint was trained on vocabulary {saved.name!r} ({len(saved)} object-parts), this run uses "
+            f"{vocabulary.name!r} ({len(vocabulary)} object-parts){_first_difference(saved, vocabulary)}. "
+            "Resuming would mix them: start a new run with init_from=<checkpoint> resume=never, or another name="
+        )
+    model.load_state_dict(state["model"])
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state["optimizer"])
+    for group, own in zip(optimizer.param_groups, settings):
+        group.update(own)
+    if ema is not None:
+        if "ema" not in state:
+            raise ValueError("train.ema_decay is set, but the checkpoint has no averaged weights; set it to null")
+        ema.load_state_dict(state["ema"])
+    return int(state["iteration"])
+
+
+def init_from(model: nn.Module, source: str) -> LoadReport:
+    """Start weights from a public checkpoint (file or hub name), or from a checkpoint or run directory of ours."""
+    return load_weights(model, str(resolve(source)) if Path(source).exists() else source)
+
+
+def load_model(path: str | Path) -> tuple[nn.Module, Vocabulary, dict[str, Any]]:
+    """(model in eval mode on the CPU, training vocabulary, resolved config) of a checkpoint.
+
+    The averaged weights are taken where there are any.
+    """
+    state = load(path)
+    model = instantiate(state["config"]["model"])
+    model.load_state_dict({**state["model"], **state.get("ema", {})})
+    return model.eval(), Vocabulary.from_dict(state["vocabulary"]), state["config"]
+
+
+def digest(path: str | Path) -> str:
+    """sha256 of the checkpoint file, as recorded in results.json."""
+    return sha256_of(resolve(path).resolve())
+
+
+def _write(state: Mapping[str, Any], path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"cannot write checkpoint {path}: {error}. The previous checkpoint is intact: free space, start again"
+        ) from error
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def _link(link: Path, target: Path) -> None:
+    """Relative symbolic link, replaced in one move so that it always leads to a complete file."""
+    temporary = link.with_name(f".{link.name}.part")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.replace(link)
+    _sync_folder(link.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename survives a power cut only once its folder is on the disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_difference(saved: Vocabulary, own: Vocabulary) -> str:
+    pairs = zip(saved.object_parts, own.object_parts)
+    for index, (theirs, ours) in enumerate(pairs):
+        if theirs != ours:
+            return f"; first difference: class {index} is {theirs!r} there and {ours!r} here"
+    if len(saved) == len(own):
+        return "; they differ in object order, unseen objects or prompt names"
+    return ""

@@ -1,0 +1,231 @@
+"""What happens around the steps: logging, checkpoints, evaluation, pictures, profiles. Order is that of the YAML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from partseg.data.dataset import PartSegDataset
+from partseg.engine.checkpoint import Checkpoints
+from partseg.engine.trainer import Hook, Step, Trainer
+from partseg.engine.writers import LOG, Writer
+from partseg.structures import Sample
+from partseg.utils import distributed
+from partseg.utils.visualize import overlay, save_png, tile
+from partseg.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Run:
+    """What hooks may use beside the trainer. `writers` is empty on all ranks but 0."""
+
+    directory: Path
+    checkpoints: Checkpoints
+    writers: Sequence[Writer]
+    evaluate: Callable[[nn.Module], Mapping[str, float | None]]
+    """Scores of a model on the validation split, flat keys; all ranks call it together and all get the result."""
+    samples: PartSegDataset
+    """Validation split, for pictures."""
+    vocabulary: Vocabulary
+    """The validation split's vocabulary."""
+
+
+class LogHook(Hook):
+    """Reports means over the last `every` steps: loss, its terms, lr, gradient norm, speed, wait for data."""
+
+    def __init__(self, run: Run, *, every: int) -> None:
+        self.run = run
+        self.every = every
+        self.steps: list[Step] = []
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Start peak memory at zero."""
+        if trainer.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(trainer.device)
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Collect; reduce and report every `every` steps."""
+        assert trainer.last is not None
+        self.steps.append(trainer.last)
+        for writer in self.run.writers:
+            writer.progress(trainer.iteration)
+        if trainer.iteration % self.every == 0 or trainer.iteration == trainer.iterations:
+            values = self.summary(trainer)
+            self.steps.clear()
+            for writer in self.run.writers:
+                writer.scalars(values, iteration=trainer.iteration)
+
+    def summary(self, trainer: Trainer) -> dict[str, float]:
+        """Means over the collected steps, summed over processes where a value is a share of a global one."""
+        count = len(self.steps)
+        names = ["loss", *self.steps[-1].terms]
+        shares = [torch.stack([s.loss for s in self.steps]).sum()]
+        shares += [torch.stack([s.terms[name] for s in self.steps]).sum() for name in self.steps[-1].terms]
+        seconds, data = sum(s.seconds for s in self.steps), sum(s.data_seconds for s in self.steps)
+        images = sum(s.num_images for s in self.steps)
+        timing = torch.tensor([seconds, data, images], dtype=torch.float64, device=trainer.device)
+        total = distributed.reduce_sum(torch.cat([torch.stack(shares).double(), timing])).tolist()
+        values = {f"train/{name}": value / count for name, value in zip(names, total)}
+        seconds, data, images = total[-3:]
+        seconds_per_step = seconds / count / distributed.world_size()
+        values |= {
+            "train/lr": self.steps[-1].lr,
+            "train/grad_norm": float(torch.stack([s.grad_norm for s in self.steps]).mean()),
+            "train/seconds_per_step": seconds_per_step,
+            "train/images_per_second": images / count / seconds_per_step,
+            "train/data_share": data / seconds,
+        }
+        if trainer.device.type == "cuda":
+            values["train/memory_gib"] = torch.cuda.max_memory_allocated(trainer.device) / 2**30
+        return values
+
+
+class CheckpointHook(Hook):
+    """Saves every `every` steps, at the end and on a stop request."""
+
+    def __init__(self, run: Run, *, every: int) -> None:
+        self.run = run
+        self.every = every
+        self.saved_at: int | None = None
+
+    def before_train(self, trainer: Trainer) -> None:
+        """The iteration resumed from is on the disk already."""
+        self.saved_at = trainer.iteration
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Save when due."""
+        if trainer.iteration % self.every == 0:
+            self.save(trainer)
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Save what is not on the disk yet."""
+        if trainer.iteration != self.saved_at:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write a checkpoint unless the last gradients were not finite: its weights would be useless."""
+        self.saved_at = trainer.iteration
+        if trainer.last is not None and not math.isfinite(float(trainer.last.grad_norm)):
+            raise FloatingPointError(
+                f"the gradient norm is {float(trainer.last.grad_norm)} at iteration {trainer.iteration - 1}; nothing "
+                "was saved, the last checkpoint is intact: resume with a lower optimizer.lr or train.precision=fp32"
+            )
+        if distributed.is_main():
+            save_checkpoint(self.run.checkpoints, trainer)
+
+
+class EvalHook(Hook):
+    """Scores the validation split every `every` steps and at the end, and keeps the best checkpoint."""
+
+    def __init__(self, run: Run, *, every: int) -> None:
+        self.run = run
+        self.every = every
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Nothing to do."""
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Evaluate when due; a stop request comes first."""
+        due = trainer.iteration % self.every == 0 or trainer.iteration == trainer.iterations
+        if not due or trainer.stopping:
+            return
+        with trainer.ema.applied(trainer.model) if trainer.ema is not None else nullcontext():
+            scores = self.run.evaluate(trainer.model)
+        for writer in self.run.writers:
+            writer.scalars({k: v for k, v in scores.items() if v is not None}, iteration=trainer.iteration)
+        if distributed.is_main():
+            self.keep_best(trainer, scores)
+
+    def keep_best(self, trainer: Trainer, scores: Mapping[str, float | None]) -> None:
+        """Offer this iteration's checkpoint as the best one."""
+        checkpoints = self.run.checkpoints
+        if checkpoints.metric is None:
+            return
+        if checkpoints.metric not in scores:
+            raise KeyError(f"best.metric={checkpoints.metric!r} is not among the scores {sorted(scores)}")
+        path = checkpoints.path(trainer.iteration)
+        if not path.is_file():
+            save_checkpoint(checkpoints, trainer)
+        value = scores[checkpoints.metric]
+        if value is None:
+            raise ValueError(f"best.metric={checkpoints.metric!r} is not defined on this data set (no unseen classes?)")
+        if checkpoints.offer_best(path, iteration=trainer.iteration, value=value):
+            LOG.info("best %s so far: %.4g at iteration %d", checkpoints.metric, value, trainer.iteration)
+
+
+class VisualizeHook(Hook):
+    """Writes photo, truth and object-part labels of a few validation images every `every` steps, as one picture."""
+
+    def __init__(self, run: Run, *, every: int, num_images: int = 4) -> None:
+        self.run = run
+        self.every = every
+        self.num_images = num_images
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Draw when due, on rank 0."""
+        if trainer.iteration % self.every or trainer.stopping or not distributed.is_main():
+            return
+        samples = [self.run.samples[i] for i in range(min(self.num_images, len(self.run.samples)))]
+        picture = tile([p for sample in samples for p in self.row(trainer.model, sample)], columns=3)
+        save_png(picture, self.run.directory / "pictures" / f"iter_{trainer.iteration:07d}.png")
+        for writer in self.run.writers:
+            writer.image("pictures", picture, iteration=trainer.iteration)
+
+    @torch.no_grad()
+    def row(self, model: nn.Module, sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Photo, truth and best class of one sample at network size."""
+        device = next(model.parameters()).device
+        outputs = model(sample.image[None].to(device), self.run.vocabulary)
+        image = sample.image.permute(1, 2, 0).contiguous().numpy()
+        labels = outputs.object_part[0].argmax(0).to(torch.int32).cpu()
+        names = self.run.vocabulary.object_parts
+        truth = _nearest(sample.object_part, labels.shape)
+        return image, overlay(image, truth.numpy(), names), overlay(image, labels.numpy(), names)
+
+
+class ProfileHook(Hook):
+    """Traces `steps` steps after `start` with torch.profiler, on rank 0: profile/trace.json and a table in log.txt."""
+
+    def __init__(self, run: Run, *, start: int, steps: int) -> None:
+        self.run = run
+        self.start = start
+        self.steps = steps
+        self.profiler: torch.profiler.profile | None = None
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Start, stop and write."""
+        if trainer.iteration == self.start and distributed.is_main():
+            self.profiler = torch.profiler.profile(record_shapes=True, profile_memory=True)
+            self.profiler.start()
+        elif self.profiler is not None and trainer.iteration >= self.start + self.steps:
+            self.profiler.stop()
+            folder = self.run.directory / "profile"
+            folder.mkdir(exist_ok=True)
+            self.profiler.export_chrome_trace(str(folder / "trace.json"))
+            key = "self_cuda_time_total" if trainer.device.type == "cuda" else "self_cpu_time_total"
+            LOG.info("profile of %d steps\n%s", self.steps, self.profiler.key_averages().table(key, row_limit=25))
+            self.profiler = None
+
+
+def save_checkpoint(checkpoints: Checkpoints, trainer: Trainer) -> Path:
+    """The trainer's state as a checkpoint of this iteration."""
+    return checkpoints.save(
+        trainer.model,
+        optimizer=trainer.optimizer,
+        iteration=trainer.iteration,
+        vocabulary=trainer.vocabulary,
+        ema=trainer.ema,
+    )
+
+
+def _nearest(labels: Tensor, size: tuple[int, ...]) -> Tensor:
+    rows = torch.arange(size[0]) * labels.shape[0] // size[0]
+    columns = torch.arange(size[1]) * labels.shape[1] // size[1]
+    return labels[rows][:, columns]

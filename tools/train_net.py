@@ -1,0 +1,104 @@
+"""Train a model: everything that is built, top to bottom. Settings are in configs/train.yaml.
+
+    python tools/train_net.py experiment=part_clipseg_pascal_part_116                    one GPU, or the CPU without one
+    python tools/train_net.py experiment=part_clipseg_pascal_part_116 launch.num_gpus=8
+    python tools/train_net.py -m experiment=part_clipseg_pascal_part_116 seed=1,2,3      one run after another
+    torchrun --nnodes 4 --nproc-per-node 8 ... tools/train_net.py experiment=...         several machines
+
+The same command continues a run that was stopped. Exit code 85: stopped by SIGTERM or SIGINT, a checkpoint was saved.
+"""
+
+from functools import partial
+from typing import Any
+
+from omegaconf import DictConfig
+
+from partseg.data.dataset import PartSegDataset
+from partseg.data.loader import build_eval_loader, build_train_loader
+from partseg.data.mapper import EvalMapper
+from partseg.engine.checkpoint import Checkpoints, init_from, restore
+from partseg.engine.ema import Ema
+from partseg.engine.hooks import Run
+from partseg.engine.launch import device_of, exit_for_requeue, launch
+from partseg.engine.run import open_run, plain
+from partseg.engine.trainer import Trainer
+from partseg.engine.writers import open_writers
+from partseg.evaluation.runner import evaluate
+from partseg.utils import distributed, env
+from partseg.utils.config import cli, instantiate
+
+
+@cli("train")
+def main(cfg: DictConfig) -> None:
+    if not launch(train, cfg):
+        exit_for_requeue()
+
+
+def train(cfg: DictConfig) -> bool:
+    """One process of the run; True if it reached the last iteration."""
+    device = device_of(cfg)
+    directory, state = open_run(cfg)
+    env.seed_everything(cfg.seed)
+    env.set_tf32(cfg.train.tf32)
+
+    model = instantiate(cfg.model).to(device)
+    if cfg.init_from and state is None:
+        init_from(model, cfg.init_from)
+    if cfg.train.compile:
+        model.compile()
+
+    train_set = instantiate(cfg.dataset, split="train", mapper=instantiate(cfg.augmentation), seed=cfg.seed)
+    train_set = first(cfg.train.limit_images, train_set)
+    val_set = instantiate(cfg.eval_dataset, split=cfg.eval.split, mapper=EvalMapper(size=cfg.model.image_size))
+    val_set = first(cfg.eval.limit_images, val_set)
+
+    criterion = instantiate(cfg.criterion)
+    optimizer = instantiate(cfg.optimizer, model=model)
+    schedule = instantiate(cfg.schedule)
+    ema = Ema(model, decay=cfg.train.ema_decay) if cfg.train.ema_decay else None
+    vocabulary = train_set.vocabulary
+    start = restore(state, model=model, optimizer=optimizer, vocabulary=vocabulary, ema=ema) if state else 0
+
+    shard: dict[str, Any] = {
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+        "pin_memory": device.type == "cuda",
+    }
+    settings = {"num_workers": cfg.train.num_workers, "accumulation": cfg.train.accumulation, "seed": cfg.seed}
+    loader = build_train_loader(train_set, batch_size=cfg.train.batch_size, start_iter=start, **settings, **shard)
+    val_loader = build_eval_loader(val_set, batch_size=cfg.eval.batch_size, num_workers=cfg.eval.num_workers, **shard)
+    score = partial(
+        evaluate,
+        loader=val_loader,
+        vocabulary=val_set.vocabulary,
+        predictor=instantiate(cfg.predictor),
+        evaluators=instantiate(cfg.evaluator),
+    )
+
+    checkpoints = Checkpoints(directory / "checkpoints", config=plain(cfg), keep=cfg.keep, metric=cfg.best.metric)
+    with open_writers(cfg.logger, directory=directory, start=start, iterations=cfg.train.iterations) as writers:
+        run = Run(directory, checkpoints, writers, evaluate=score, samples=val_set, vocabulary=val_set.vocabulary)
+        trainer = Trainer(
+            model,
+            criterion=criterion,
+            optimizer=optimizer,
+            schedule=schedule,
+            loader=loader,
+            vocabulary=vocabulary,
+            iterations=cfg.train.iterations,
+            accumulation=cfg.train.accumulation,
+            clip_norm=cfg.train.clip_norm,
+            precision=cfg.train.precision,
+            ema=ema,
+            hooks=[instantiate(hook, run=run) for hook in cfg.hooks.values()],
+        )
+        return trainer.train(start)
+
+
+def first(count: int | None, dataset: PartSegDataset) -> PartSegDataset:
+    """The first `count` images; all of them for None."""
+    return dataset if count is None else dataset.subset(range(min(count, len(dataset))))
+
+
+if __name__ == "__main__":
+    main()
