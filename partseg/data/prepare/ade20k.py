@@ -2,7 +2,7 @@
 
 An object instance is an annotation with a class number of one of the 44 objects that is not part of another such
 annotation (a door of a car is a part, a door of a building is an object, because building is not one of the 44).
-A part label belongs to the instance its `ispartof` chain ends in and is cut to that instance's visible pixels.
+A part label belongs to the instance its `ispartof` chain ends in and is cut to that instance's extent.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from partseg.data.io import read_label
 from partseg.data.prepare.conversion import Item, Output
-from partseg.data.prepare.labels import check_size, ids_in, png_bytes, shipped_yaml, vocabulary
+from partseg.data.prepare.labels import check_size, ids_in, photo_size, png_bytes, shipped_yaml, vocabulary
 from partseg.structures import IGNORE_LABEL
 from partseg.utils.files import json_bytes
 
@@ -114,39 +113,43 @@ def owner_of(node_id: int, nodes: Mapping[int, Node], objects: Mapping[int, int]
 
 
 def convert(job: AdeJob) -> Item:
-    """One image into photo, 16-bit part PNG and its entries of the instance json; left out when it has no part label."""
+    """One image into photo, 16-bit part PNG and its instances; left out when it has no part label."""
     path = Path(job.annotation)
     image, ids, nodes = path.with_suffix(".jpg"), raw_ids(), read_annotation(path)
     owners = {node_id: owner_of(node_id, nodes, ids.objects, path) for node_id in nodes}
     labels = {
         node_id: ids.parts[key]
         for node_id, owner in owners.items()
-        if owner is not None and owner != node_id and (key := (ids.objects[nodes[owner].raw_id], nodes[node_id].raw_id)) in ids.parts
+        if owner is not None
+        and owner != node_id
+        and (key := (ids.objects[nodes[owner].raw_id], nodes[node_id].raw_id)) in ids.parts
     }
     if not labels:
         return Item(job.name, None, reason="no part of the 234 classes")
     if not image.is_file():
         raise FileNotFoundError(f"{path} has no photo {image.name} beside it; unpack ADE20K again")
-    with Image.open(image) as opened:
-        shape = (opened.height, opened.width)
+    shape = photo_size(image)
     part_map = np.full(shape, IGNORE_LABEL, np.uint16)
-    instances = {i: _visible(path, nodes[i], shape, image) for i, owner in owners.items() if owner == i}
+    masks = {i: _mask(path, nodes[i], shape, image) for i, owner in owners.items() if owner == i}
+    visible = {i: mask == VISIBLE for i, mask in masks.items()}
     # a part of a part is painted after the part it lies on
     for node_id in sorted(labels, key=lambda i: (nodes[i].level, i)):
         owner = owners[node_id]
         assert owner is not None
-        part_map[_visible(path, nodes[node_id], shape, image) & instances[owner]] = labels[node_id]
+        # where a part is seen its owner is seen too, although some masks call these pixels hidden
+        seen = (_mask(path, nodes[node_id], shape, image) == VISIBLE) & (masks[owner] > 0)
+        part_map[seen] = labels[node_id]
+        visible[owner] |= seen
     parts = ids_in(part_map, IGNORE_LABEL)
     if not parts:
         return Item(job.name, None, reason="no part visible")
-    check_size(path, shape, image)
     folder = "training" if job.split == "train" else "validation"
     out = Output(Path(job.output))
     out.place(f"images/{folder}/{image.name}", image, link=job.link)
     out.write(f"{PART_FOLDER}/{folder}/{job.name}.png", png_bytes(part_map))
     annotations = [
         _coco(mask, ids.objects[nodes[i].raw_id], sorted({labels[k] for k in labels if owners[k] == i}))
-        for i, mask in instances.items()
+        for i, mask in visible.items()
         if mask.any()
     ]
     return Item(
@@ -160,7 +163,8 @@ def convert(job: AdeJob) -> Item:
 
 def instance_json(items: Sequence[Item], split: str) -> bytes:
     """COCO json of one split's object instances; category ids are object labels 0..43."""
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     chosen = [item.annotations for item in items if item.split == split]
     for image_id, entry in enumerate(entry for entry in chosen if entry is not None):
         images.append({"id": image_id, **{key: entry[key] for key in ("file_name", "height", "width")}})
@@ -195,12 +199,12 @@ def _first(value: object) -> int | None:
     return int(value)  # type: ignore[call-overload]
 
 
-def _visible(path: Path, node: Node, shape: tuple[int, int], image: Path) -> np.ndarray:
+def _mask(path: Path, node: Node, shape: tuple[int, int], image: Path) -> np.ndarray:
     mask_path = path.parent / node.mask
     mask = read_label(mask_path, bits=8)
     if mask.shape != shape:
         check_size(mask_path, mask.shape, image)
-    return mask == VISIBLE
+    return mask
 
 
 def _coco(mask: np.ndarray, category: int, parts: Sequence[int]) -> dict:

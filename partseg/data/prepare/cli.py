@@ -20,8 +20,12 @@ INTERRUPTED = 130
 
 def add_common_arguments(parser: argparse.ArgumentParser, *, output_help: str = "") -> None:
     """--output, which may be left out where `output_help` says what happens then, and --processes."""
-    parser.add_argument("--output", type=Path, required=not output_help, help=output_help or "new folder for the result")
-    parser.add_argument("--processes", type=int, default=default_processes(), help="worker processes (default: all cores)")
+    parser.add_argument(
+        "--output", type=Path, required=not output_help, help=output_help or "new folder for the result"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=default_processes(), help="worker processes (default: all cores)"
+    )
 
 
 def find_folder(root: Path, inside: Sequence[str]) -> Path:
@@ -61,7 +65,11 @@ def report(provenance: Mapping[str, Any], output: Path) -> None:
     console = Console()
     console.print(table)
     if provenance.get("not_comparable_because"):
-        console.print(f"Not comparable with the benchmark: {provenance['not_comparable_because']}.", highlight=False, soft_wrap=True)
+        console.print(
+            f"Not comparable with the benchmark: {provenance['not_comparable_because']}.",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"Counts per class and the manifest hash: {output / PROVENANCE}", highlight=False, soft_wrap=True)
 
 

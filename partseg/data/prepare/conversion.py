@@ -87,6 +87,9 @@ class Conversion:
 
     def run(self, work: Callable[[JobT], Item], jobs: Sequence[JobT], *, processes: int) -> list[Item]:
         """Convert what is not yet done; items in order of name. RuntimeError lists the items that failed."""
+        twice = sorted(name for name, count in Counter(job.name for job in jobs).items() if count > 1)
+        if twice:
+            raise ValueError(f"{len(twice)} image names come twice, {twice[:5]}; image names must be unique")
         self._refuse_other_options()
         done = self._verified_items(processes)
         self.output.mkdir(parents=True, exist_ok=True)
@@ -149,7 +152,7 @@ class Conversion:
         return provenance
 
     def _write_shared(self, relative: str, data: bytes) -> None:
-        """These files grow when the source has grown since; the one on disk is replaced only if we wrote it as it is."""
+        """These files change when the source has grown; the one on disk is replaced only if we wrote it as it is."""
         path = self.output / relative
         if path.is_file() and sha256_of(path) == self._shared_before.get(relative):
             write_atomic(path, data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -26,12 +27,18 @@ def png_bytes(labels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def check_size(path: Path, shape: tuple[int, ...], image_path: Path) -> None:
-    """The photo decodes to its last row and has the annotation's size (rows, columns); ValueError otherwise."""
-    width, height = read_image(image_path).size
-    if shape[:2] != (height, width):
+def photo_size(path: Path) -> tuple[int, int]:
+    """(rows, columns) of a photo, which is decoded to its last row on the way; ValueError when it is damaged."""
+    photo = read_image(path)
+    return photo.height, photo.width
+
+
+def check_size(path: Path | str, size: tuple[int, ...], photo: Path) -> None:
+    """ValueError when an annotation of `size` (rows, columns) and its photo differ."""
+    expected = photo_size(photo)
+    if tuple(size) != expected:
         raise ValueError(
-            f"{path} is {shape[0]}x{shape[1]} (rows x columns) but its photo {image_path} is {height}x{width}; "
+            f"{path} is {size[0]}x{size[1]} (rows x columns) but its photo {photo} is {expected[0]}x{expected[1]}; "
             f"they are not of the same release, fetch both again"
         )
 
@@ -46,6 +53,7 @@ def label_counts(items: Sequence[Item], split: str, level: str, suffix: str) -> 
     return json.dumps({f"{item.name}{suffix}": item.classes[level] for item in items if item.split == split}).encode()
 
 
+@lru_cache(maxsize=4)
 def vocabulary(name: str) -> Vocabulary:
     """One of the shipped vocabularies."""
     with resources.as_file(_shipped(name)) as path:

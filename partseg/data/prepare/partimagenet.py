@@ -8,7 +8,7 @@ from pathlib import Path
 
 from partseg.data import io, partimagenet
 from partseg.data.prepare.conversion import Item
-from partseg.data.prepare.labels import check_size
+from partseg.data.prepare.labels import check_size, photo_size
 from partseg.utils.files import json_bytes
 
 TOOL_VERSION = 1
@@ -30,9 +30,9 @@ def check(job: SelectionJob) -> Item:
     """The photo decodes and has the stated size (rows, columns)."""
     path = Path(job.image)
     if job.size is None:
-        io.read_image(path)
+        photo_size(path)
     else:
-        check_size(Path(f"the annotation of {path.name}"), job.size, path)
+        check_size(f"the annotation of {path.name}", job.size, path)
     return Item(job.name, job.split, classes={"object": [job.object], "object_part": list(job.parts)})
 
 
@@ -57,7 +57,7 @@ def make_jobs(root: Path, split: str) -> tuple[list[SelectionJob], dict[str, int
         stem = kept[image["id"]]
         jobs.append(
             SelectionJob(
-                name=stem,
+                name=f"{split}/{stem}",
                 split=split,
                 image=str(photos[stem]),
                 size=(image["height"], image["width"]) if "height" in image and "width" in image else None,

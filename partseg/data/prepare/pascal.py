@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 from scipy.io import loadmat
 
 from partseg.data.io import read_label
 from partseg.data.prepare.conversion import Item, Output
-from partseg.data.prepare.labels import check_size, ids_in, png_bytes, shipped_yaml, vocabulary
+from partseg.data.prepare.labels import check_size, ids_in, photo_size, png_bytes, shipped_yaml, vocabulary
 
 TOOL_VERSION = 1
 NONE = 255
@@ -80,7 +79,9 @@ def read_annotation(path: Path) -> list[PascalObject]:
             PascalObject(
                 name=str(obj["class"][0]),
                 mask=obj["mask"] > 0,
-                parts=tuple((str(p["part_name"][0]), p["mask"] > 0) for p in (obj["parts"][0] if obj["parts"].size else ())),
+                parts=tuple(
+                    (str(p["part_name"][0]), p["mask"] > 0) for p in (obj["parts"][0] if obj["parts"].size else ())
+                ),
             )
             for obj in (objects[0] if objects.size else ())
         ]
@@ -111,40 +112,29 @@ def label_maps(
     instances lie on earlier ones. Objects of which no part is labelled get no object label either.
     """
     names = vocabulary("pascal_part_116")
-    owner = np.append(names.object_of, 0)  # position in `objects`; the extra entry is never read
-    label_of_object = np.array([names.label_objects.index(o) for o in names.objects])
     if mask is None:
         object_map, part_map = _painted(objects, shape, path)
     else:
         object_map = np.where((mask >= 1) & (mask <= len(names.label_objects)), mask - 1, NONE).astype(np.uint8)
         part_map = np.full(shape, NONE, np.uint8)
-        for label in ids_in(object_map, NONE):
-            of_class = [obj for obj in objects if _object_id(obj.name, path) == label]
-            painted = _painted(of_class, shape, path)[1]
+        for label in sorted({_object_id(obj.name, path) for obj in objects}):
             here = object_map == label
-            part_map[here] = painted[here]
-    labelled = part_map != NONE
-    shown = {int(label_of_object[owner[k]]) for k in ids_in(part_map, NONE)}
-    object_map[~np.isin(object_map, list(shown))] = NONE
-    assert not (labelled & (object_map == NONE)).any()
+            of_class = [obj for obj in objects if _object_id(obj.name, path) == label]
+            part_map[here] = _painted(of_class, shape, path)[1][here]
+    with_parts = {names.label_objects.index(names.pairs[k][0]) for k in ids_in(part_map, NONE)}
+    object_map[~np.isin(object_map, sorted(with_parts))] = NONE
     return object_map, part_map
 
 
 def _painted(objects: Sequence[PascalObject], shape: tuple[int, int], path: Path) -> tuple[np.ndarray, np.ndarray]:
-    object_map, part_map = np.full(shape, NONE, np.uint8), np.full(shape, NONE, np.uint8)
+    names = vocabulary("pascal_part_116").label_objects
+    object_map, part_map = np.full((2, *shape), NONE, np.uint8)
     for obj in objects:
         label = _object_id(obj.name, path)
         object_map[obj.mask], part_map[obj.mask] = label, NONE
-        name = vocabulary_name(label)
         for raw, part_mask in obj.parts:
-            object_map[part_mask], part_map[part_mask] = label, part_id(name, raw, path)
+            object_map[part_mask], part_map[part_mask] = label, part_id(names[label], raw, path)
     return object_map, part_map
-
-
-@lru_cache(maxsize=32)
-def vocabulary_name(label: int) -> str:
-    """Name of an object label."""
-    return vocabulary("pascal_part_116").label_objects[label]
 
 
 def _object_id(name: str, path: Path) -> int:
@@ -157,8 +147,7 @@ def convert(job: PascalJob) -> Item:
     """One image into photo, object PNG and part PNG; left out when no part is labelled."""
     path, image = Path(job.annotation), Path(job.image)
     objects = read_annotation(path)
-    with Image.open(image) as opened:
-        shape = (opened.height, opened.width)
+    shape = photo_size(image)
     for obj in objects:
         for mask in (obj.mask, *(m for _, m in obj.parts)):
             if mask.shape != shape:
@@ -166,17 +155,19 @@ def convert(job: PascalJob) -> Item:
     voc = None
     if job.mask is not None:
         voc = read_label(job.mask, bits=8)
-        check_size(Path(job.mask), voc.shape, image)
+        if voc.shape != shape:
+            check_size(job.mask, voc.shape, image)
     object_map, part_map = label_maps(objects, shape, voc, path)
     parts = ids_in(part_map, NONE)
     if not parts:
         return Item(job.name, None, reason="no part label")
-    check_size(path, object_map.shape, image)
     out = Output(Path(job.output))
     out.place(f"images/{job.split}/{image.name}", image, link=job.link)
     out.write(f"{OBJECT_FOLDER}/{job.split}/{job.name}.png", png_bytes(object_map))
     out.write(f"{PART_FOLDER}/{job.split}/{job.name}.png", png_bytes(part_map))
-    return Item(job.name, job.split, files=out.files, classes={"object": ids_in(object_map, NONE), "object_part": parts})
+    return Item(
+        job.name, job.split, files=out.files, classes={"object": ids_in(object_map, NONE), "object_part": parts}
+    )
 
 
 def make_jobs(

@@ -1,0 +1,65 @@
+"""Files that are whole or absent: written under a temporary name, then renamed; user files are never replaced."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+TEMPORARY_SUFFIX = ".partseg-tmp"
+
+
+def sha256_of(source: Path | bytes) -> str:
+    """Hex digest of a file's or a byte string's content."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    digest = hashlib.sha256()
+    with source.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def json_bytes(value: object, *, indent: int | None = None) -> bytes:
+    """The value as UTF-8 JSON with a final newline; equal values give equal bytes."""
+    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write or replace a file of ours; a reader never sees half of it."""
+    temporary = _temporary(path)
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file; one that exists with other content stays as it is and raises FileExistsError."""
+    if os.path.lexists(path):
+        if path.is_file() and path.read_bytes() == data:
+            _temporary(path).unlink(missing_ok=True)
+            return
+        raise FileExistsError(
+            f"{path} exists already with other content and is left as it is; "
+            f"choose another output folder or move it away"
+        )
+    write_atomic(path, data)
+
+
+def link_new(path: Path, target: Path) -> None:
+    """Symbolic link to `target`, made whole; FileExistsError when something else lies at `path`."""
+    target = target.resolve()
+    if os.path.lexists(path):
+        if path.is_symlink() and path.resolve() == target:
+            return
+        raise FileExistsError(f"{path} exists already and is not a link to {target}; choose another output folder")
+    temporary = _temporary(path)
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    """Always the same name for the same file, so that a run after a kill cleans up what the killed one left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")

@@ -1,0 +1,95 @@
+"""The index of PartImageNet-40 is written beside the data, and nothing else changes."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from partseg.data.partimagenet import INDEX_FILE, partimagenet_40
+from partseg.data.prepare.conversion import ITEMS, PROVENANCE
+
+TOOL = Path(__file__).parents[2] / "datasets" / "prepare_partimagenet.py"
+SQUARE = [[2, 2, 12, 2, 12, 12, 2, 12]]
+TIGER, IMPALA, OTHER = "n02129604", "n02422699", "n01484850"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, root: Path, *more: str) -> None:
+    """The tool's main in this process."""
+    spec = importlib.util.spec_from_file_location("prepare_partimagenet", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", [str(TOOL), "--partimagenet", str(root), "--processes", "1", *more])
+    module.main()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two splits with a seen, an unseen and a foreign class; the second tiger has only broken annotations."""
+    root = tmp_path / "part data" / "PartImageNet"
+    for split in ("train", "val"):
+        names = [f"{TIGER}_1", f"{TIGER}_2", f"{IMPALA}_7", f"{OTHER}_3"]
+        folder = root / "images" / split
+        folder.mkdir(parents=True)
+        for name in names:
+            Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(folder / f"{name}.JPEG")
+        images = [{"id": i, "file_name": f"{n}.JPEG", "height": 20, "width": 30} for i, n in enumerate(names)]
+        annotations = [
+            {"id": 0, "image_id": 0, "category_id": 0, "segmentation": SQUARE, "area": 100, "iscrowd": 0},
+            {"id": 1, "image_id": 1, "category_id": 0, "segmentation": [[1, 2]], "area": 3, "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 1, "segmentation": SQUARE, "area": 9, "iscrowd": 1},
+            {"id": 3, "image_id": 2, "category_id": 3, "segmentation": SQUARE, "area": 100, "iscrowd": 0},
+        ]
+        (root / "annotations" / split).mkdir(parents=True)
+        content = {"images": images, "annotations": annotations, "categories": []}
+        (root / "annotations" / split / f"{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_index_selects_and_touches_nothing(data: Path, monkeypatch: pytest.MonkeyPatch):
+    before, without = files(data), partimagenet_40(data, "val").manifest_hash
+    run(monkeypatch, data)
+    after = files(data)
+    assert set(after) - set(before) == {INDEX_FILE, PROVENANCE, ITEMS}
+    assert {name: after[name] for name in before} == before
+    index = json.loads(after[INDEX_FILE])
+    names = [f"{TIGER}_1.JPEG", f"{TIGER}_2.JPEG", f"{IMPALA}_7.JPEG"]
+    assert index == {"train": names, "val": names}
+    provenance = json.loads(after[PROVENANCE])
+    assert provenance["comparable_with_benchmark"] and provenance["images"] == {"train": 3, "val": 3}
+    assert provenance["images_per_class"]["val"]["object"]["tiger"] == 2
+    assert provenance["annotations_left_out_when_loading"]["val"]["crowd"] == 1
+    assert provenance["annotations_left_out_when_loading"]["val"]["image_without_annotations"] == 1
+    assert partimagenet_40(data, "val").manifest_hash == without
+    assert [r.image_id for r in partimagenet_40(data, "train").records] == [f"{TIGER}_1"]
+    run(monkeypatch, data)
+    assert files(data) == after
+
+
+def test_bad_input_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    photo = data / f"images/val/{TIGER}_1.JPEG"
+    whole = photo.read_bytes()
+    photo.write_bytes(whole[:-100])
+    with pytest.raises(RuntimeError, match=f"1 of 6 items failed(.|\n)*{TIGER}_1.JPEG"):
+        run(monkeypatch, data)
+    Image.new("RGB", (9, 9)).save(photo)
+    with pytest.raises(RuntimeError, match="rows x columns"):
+        run(monkeypatch, data)
+    photo.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{TIGER}_1"):
+        run(monkeypatch, data)
+    assert not (data / INDEX_FILE).exists()
+    photo.write_bytes(whole)
+    (data / INDEX_FILE).write_text('{"train": [], "val": ["mine"]}')
+    with pytest.raises(FileExistsError, match=INDEX_FILE):
+        run(monkeypatch, data)
+    assert "mine" in (data / INDEX_FILE).read_text()
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        run(monkeypatch, tmp_path / "nowhere")
