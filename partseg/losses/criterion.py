@@ -78,15 +78,18 @@ class Criterion:
         return loss, values
 
     def _keep_in_graph(self, outputs: Outputs) -> Tensor:
-        """Zero; reaches the mask head of the part and object prompts when no active term does.
+        """Zero; reaches the heads that no active term reads.
 
-        That head's parameters are reached by no other logits. Without a gradient they would stop DDP, which waits for
-        every parameter (`find_unused_parameters` is False). Object logits are the smaller of the two levels.
+        Object-part logits have a head of their own, object and part logits share another. Parameters without a gradient
+        would stop DDP, which waits for all of them (`find_unused_parameters` is False).
         """
         read = {name for term in self.terms.values() for name in term.reads}
-        if outputs.object is None or read & {"object", "part"}:
-            return outputs.object_part.new_zeros(())
-        return outputs.object.sum() * 0
+        zero = outputs.object_part.new_zeros(())
+        if "object_part" not in read:
+            zero = zero + outputs.object_part.sum() * 0
+        if outputs.object is not None and not read & {"object", "part"}:
+            zero = zero + outputs.object.sum() * 0
+        return zero
 
 
 def _counts_of(name: str, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -131,6 +131,7 @@ ABLATIONS = {
     "tableA7 object": {"part": 0.0},
     "tableA7 part": {"object": 0.0},
     "tableA7 no attention": {"separation": 0.0, "enhancement": 0.0},
+    "object only": {"object_part": 0.0, "part": 0.0, "separation": 0.0, "enhancement": 0.0},
 }
 
 
