@@ -119,7 +119,7 @@ def usable_segmentation(annotation: Mapping[str, Any], skipped: dict[str, int]) 
 
 
 def decode_mask(segmentation: Any, *, height: int, width: int, path: str | Path) -> np.ndarray:
-    """bool [height, width] of polygons or a COCO RLE (compressed or not); `path` is for the error message only."""
+    """bool [height, width], column-major, of polygons or a COCO RLE; `path` is for the error message only."""
     try:
         if isinstance(segmentation, Mapping):
             if list(segmentation["size"]) != [height, width]:
@@ -128,7 +128,7 @@ def decode_mask(segmentation: Any, *, height: int, width: int, path: str | Path)
             rle = coco_mask.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
         else:
             rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        return coco_mask.decode(rle).astype(bool)
+        return coco_mask.decode(rle).view(bool)
     except Exception as error:  # pycocotools raises bare Exception for input that it does not know
         raise ValueError(f"an annotation of {path} cannot be read as a mask: {error}") from error
 

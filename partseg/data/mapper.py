@@ -241,11 +241,11 @@ def _paint_instances(
 
     When some instances are not counted, they and part labels of objects without counted instance become IGNORE_LABEL.
     """
-    owner = owner_lut.take(object_part)
+    owner = np.asfortranarray(owner_lut.take(object_part))  # masks are column-major too, mixing orders is slow
     labelled = owner != IGNORE_LABEL
-    objects = np.full(owner.shape, BACKGROUND_LABEL, np.int32)
-    owned = np.zeros(owner.shape, bool)
-    num_owner, num_foreign = np.zeros(owner.shape, np.uint8), np.zeros(owner.shape, np.uint8)
+    objects = np.full(owner.shape, BACKGROUND_LABEL, np.int32, order="F")
+    owned = np.zeros(owner.shape, bool, order="F")
+    num_owner, num_foreign = np.zeros_like(owned, np.uint8), np.zeros_like(owned, np.uint8)
     instances = record.instances or ()
     for instance in instances:
         mask = _mask(instance.segmentation, image, record, geometry)
@@ -255,7 +255,7 @@ def _paint_instances(
             owned |= own
             num_owner += own
             num_foreign += mask & labelled & ~own
-    objects[owned] = owner[owned]
+    np.copyto(objects, owner, where=owned)
     if not all(instance.counted for instance in instances):
         counted = np.unique([instance.object_id for instance in instances if instance.counted])
         left_out = labelled & ~np.isin(owner, counted)
@@ -263,7 +263,7 @@ def _paint_instances(
         objects[left_out & (objects == BACKGROUND_LABEL)] = IGNORE_LABEL
         num_owner[left_out] = 0
         num_foreign[left_out] = 0
-    return _Labels(object_part, objects, num_owner, num_foreign)
+    return _Labels(*map(np.ascontiguousarray, (object_part, objects, num_owner, num_foreign)))
 
 
 def _optional_tensor(array: np.ndarray | None) -> Tensor | None:

@@ -41,10 +41,15 @@ class Geometry:
 
     def labels(self, labels: np.ndarray) -> np.ndarray:
         """A label map or mask [h, w] through the same steps, nearest neighbour at pixel centres."""
+        if not self.flip and not self.sizes and self.box == (0, 0, *labels.shape[::-1]):
+            return labels
         left, top, right, bottom = self.box
         rows = _nearest(top, bottom, [height for height, _ in self.sizes])
         columns = _nearest(left, right, [width for _, width in self.sizes])
-        return labels.take(rows, axis=0).take(columns[::-1] if self.flip else columns, axis=1)
+        columns = columns[::-1] if self.flip else columns
+        if labels.flags.f_contiguous:  # decoded COCO masks: taking along the slow axis first saves a full copy
+            return labels.T.take(columns, axis=0).take(rows, axis=1).T
+        return labels.take(rows, axis=0).take(columns, axis=1)
 
 
 def _nearest(start: int, stop: int, lengths: Sequence[int]) -> np.ndarray:
