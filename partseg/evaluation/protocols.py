@@ -105,7 +105,7 @@ class PredAll:
 
 
 class PredAllStrict(PredAll):
-    """`pred_all_strict`: as `pred_all`, but every pixel that is not void counts once; unlabelled ones are background."""
+    """`pred_all_strict`: as `pred_all`, but every pixel but void counts once; unlabelled ones are background."""
 
     name = "pred_all_strict"
 

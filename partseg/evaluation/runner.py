@@ -158,7 +158,7 @@ def _check(predictor: Predictor, evaluators: Mapping[str, Evaluator]) -> None:
     blind = sorted(name for name, evaluator in evaluators.items() if not evaluator.protocol.given_objects)
     if predictor.prompts == "present" and blind:
         raise ValueError(
-            f"predictor.prompts=present tells the network which objects there are, but evaluators {blind} must not know; "
+            f"predictor.prompts=present tells the network which objects there are; evaluators {blind} must not know; "
             "use predictor.prompts=all or keep only protocols that are given the objects"
         )
 

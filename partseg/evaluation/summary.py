@@ -26,7 +26,7 @@ def measures(counts: Counts) -> dict[str, Measure]:
     in_truth = metrics.present(counts.confusion)
     found = {
         "iou": Measure("mIoU", metrics.iou(counts.confusion), in_truth),
-        "recall": Measure("mRecall", metrics.recall(counts.confusion), in_truth),
+        "recall": Measure("recall", metrics.recall(counts.confusion), in_truth),
     }
     if counts.bands is not None:
         found["boundary_iou"] = Measure("boundary_iou", boundary.band_iou(counts.bands), counts.bands[1] > 0)

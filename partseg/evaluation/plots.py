@@ -1,0 +1,72 @@
+"""Confusion matrix and per-class bars as pictures. Needs the `plot` extra (matplotlib)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save_plots(content: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write confusion_<name>.png and classes_<name>.png per protocol; ImportError says what to install."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'partseg[plot]', or leave out plots=true") from error
+    written = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, entry in content["protocols"].items():
+        for kind, draw in (("confusion", _confusion), ("classes", _classes)):
+            path = folder / f"{kind}_{name}.png"
+            figure = Figure(layout="constrained")
+            draw(figure, entry, f"{content['dataset']['name']}, {name}")
+            part = path.with_name(f".{path.name}.part")
+            figure.savefig(part, format="png", dpi=120)
+            part.replace(path)
+            written.append(path)
+    return written
+
+
+def _names(entry: Mapping[str, Any]) -> list[str]:
+    return [f"{c['object']}'s {c['part']}" for c in entry["classes"]]
+
+
+def _confusion(figure: Figure, entry: Mapping[str, Any], title: str) -> None:
+    """Rows add up to 1: which share of a class's pixels is predicted as what. Classes without pixels are left out."""
+    names = [*_names(entry), "background"]
+    matrix = np.zeros((len(names), len(names)))
+    for truth, predicted, pixels in entry["confusion"]:
+        matrix[truth, predicted] = pixels
+    used = np.flatnonzero(matrix.sum(0) + matrix.sum(1))
+    matrix = matrix[np.ix_(used, used)]
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = max(4.0, 2 + 0.16 * len(used))
+    figure.set_size_inches(side, side)
+    axes = figure.add_subplot()
+    image = axes.imshow(share, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    axes.set_title(title)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("truth")
+    axes.set_xticks(range(len(used)), [names[i] for i in used], rotation=90, fontsize=6)
+    axes.set_yticks(range(len(used)), [names[i] for i in used], fontsize=6)
+    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the class's pixels")
+
+
+def _classes(figure: Figure, entry: Mapping[str, Any], title: str) -> None:
+    """IoU of the classes that occur in the truth, best first; unseen ones in another colour."""
+    shown = [(c["iou"], n, c["seen"]) for c, n in zip(entry["classes"], _names(entry)) if c["num_pixels"]]
+    shown.sort()
+    figure.set_size_inches(6, max(3.0, 1 + 0.16 * len(shown)))
+    axes = figure.add_subplot()
+    places = range(len(shown))
+    axes.barh(places, [iou for iou, _, _ in shown], color=["tab:blue" if seen else "tab:orange" for *_, seen in shown])
+    axes.set_yticks(places, [name for _, name, _ in shown], fontsize=6)
+    axes.set_ylim(-1, len(shown))
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("IoU in percent (orange: unseen)")
+    axes.set_title(title)

@@ -1,0 +1,57 @@
+"""Predicted label maps as 16-bit PNGs, one folder per evaluator: tools/eval_net.py writes, score_predictions.py reads.
+
+0..K-1 are object-part ids of the evaluation vocabulary, 65535 is background. Other people's predictions look the same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor
+
+from partseg.data import io
+from partseg.structures import IGNORE_LABEL, Sample
+
+
+class PredictionWriter:
+    """Writes `<folder>/<evaluator>/<image id>.png`; usable as the runner's `on_labels`."""
+
+    def __init__(self, folder: Path, *, num_classes: int) -> None:
+        if num_classes > IGNORE_LABEL:
+            raise ValueError(f"{num_classes} classes do not fit in 16-bit PNGs")
+        self.folder = folder
+        self.num_classes = num_classes
+
+    def __call__(self, sample: Sample, labels: dict[str, Tensor]) -> None:
+        """Write one image's label maps."""
+        for name, label_map in labels.items():
+            path = prediction_path(self.folder / name, sample.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ids = label_map.cpu().numpy()
+            part = path.with_name(f".{path.name}.part")
+            Image.fromarray(np.where(ids == self.num_classes, IGNORE_LABEL, ids).astype(np.uint16)).save(part, "PNG")
+            part.replace(path)
+
+
+def read_prediction(folder: Path, sample: Sample, num_classes: int, *, bits: int = 16) -> Int[Tensor, "h w"]:
+    """Predicted ids 0..K-1, K for background; ValueError that names the file for a wrong size or id."""
+    path = prediction_path(folder, sample.name)
+    ids = io.read_label(path, bits=bits)
+    if ids.shape != tuple(sample.object_part.shape):
+        raise ValueError(
+            f"prediction {path} is {ids.shape[0]} x {ids.shape[1]} (height x width), the image's label is "
+            f"{sample.object_part.shape[0]} x {sample.object_part.shape[1]}; write predictions at the label's size"
+        )
+    lut = np.arange(IGNORE_LABEL + 1, dtype=np.int32)
+    lut[IGNORE_LABEL] = num_classes
+    table = io.file_table(lut, num_classes, bits=bits)
+    return torch.from_numpy(io.translate(ids, table, path=path, what="predicted object-part"))
+
+
+def prediction_path(folder: Path, image_id: str) -> Path:
+    """The PNG of one image; ids may contain slashes."""
+    return folder / f"{image_id}.png"

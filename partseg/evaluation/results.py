@@ -1,0 +1,164 @@
+"""results.json: what was measured, of what, and every number per class. The one file that other tools read.
+
+format            "partseg-results-1"; complete: true (the file is written in one move when everything is known)
+synthetic         true when the data set's provenance.json says that it was drawn, not photographed
+cross_dataset     true when the model was trained on another vocabulary or data set; then nothing is unseen
+dataset           {name, split, manifest_hash, num_images}
+vocabulary        {name, key, num_object_parts, num_objects, num_parts, num_unseen}
+checkpoint        {path, sha256, iteration, vocabulary {name, key}}, or null for predictions from files
+protocols         name -> {
+    protocol, averaging, num_images, num_pixels, num_dropped,
+    metrics       flat scores in percent or null, by the averaging rule above: mIoU, mIoU_seen, mIoU_unseen,
+                  mIoU_harmonic, the same for recall, boundary_iou and boundary_iou_d2 where counted, fwIoU, mACC,
+                  pACC, and "IoU/<object-part>" for each class (null: not defined, for example nothing unseen)
+    averages      measure -> averaging rule -> {all, seen, unseen, harmonic}
+    without_background_predictions    the same for IoU when labelled pixels predicted as background are left out, as
+                  in detectron2 and OV-PARTS; not comparable with the metrics above
+    classes       [{object, part, seen, num_pixels, num_predicted, iou, recall, ...}] in object-part order
+    objects, parts    mean IoU per object and per part name, over the classes that occur in the truth
+    confusion     [[truth, prediction, pixels], ...], entries that are not 0; id K is background }
+seconds_per_image {network, postprocess, loading}: work per image, summed over processes; null for predictions
+peak_memory_bytes, peak_device_memory_bytes, num_processes, config, git_commit, environment
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from partseg.data.dataset import PartSegDataset
+from partseg.evaluation import metrics, summary
+from partseg.evaluation.evaluator import Counts
+from partseg.evaluation.runner import Evaluation
+from partseg.utils import distributed
+from partseg.utils.files import json_bytes, write_atomic
+from partseg.vocabulary import Vocabulary
+
+FORMAT = "partseg-results-1"
+FILE_NAME = "results.json"
+
+
+def describe(counts: Counts, vocabulary: Vocabulary) -> dict[str, Any]:
+    """One entry of `protocols`."""
+    confusion = counts.confusion
+    in_truth = metrics.present(confusion)
+    iou = metrics.iou(confusion)
+    rows, columns = confusion.nonzero()
+    entry: dict[str, Any] = {
+        "protocol": counts.protocol,
+        "averaging": counts.averaging,
+        "num_images": counts.num_images,
+        "num_pixels": int(confusion.sum()),
+        "num_dropped": counts.num_dropped,
+        "metrics": summary.flat_scores(counts, vocabulary)
+        | {f"IoU/{name}": summary.percent(value) for name, value in zip(vocabulary.object_parts, iou)},
+        "averages": summary.split_means(counts, vocabulary),
+        "without_background_predictions": _without_background_predictions(confusion, vocabulary),
+        "classes": _classes(counts, vocabulary),
+        "objects": _percents(metrics.by_object(iou, in_truth, vocabulary)),
+        "parts": _percents(metrics.by_part(iou, in_truth, vocabulary)),
+        "confusion": np.stack([rows, columns, confusion[rows, columns]], 1).tolist(),
+    }
+    return entry
+
+
+def describe_dataset(dataset: PartSegDataset, vocabulary: Vocabulary) -> dict[str, Any]:
+    """The entries `synthetic`, `dataset` and `vocabulary`; `vocabulary` is the one that was scored with."""
+    return {
+        "synthetic": is_synthetic(dataset.records[0].file_name),
+        "dataset": {
+            "name": dataset.name,
+            "split": dataset.split,
+            "manifest_hash": dataset.manifest_hash,
+            "num_images": len(dataset),
+        },
+        "vocabulary": {
+            "name": vocabulary.name,
+            "key": vocabulary.key,
+            "num_object_parts": vocabulary.num_object_parts,
+            "num_objects": vocabulary.num_objects,
+            "num_parts": vocabulary.num_parts,
+            "num_unseen": int((~vocabulary.seen).sum()),
+        },
+    }
+
+
+def describe_cost(evaluation: Evaluation) -> dict[str, Any]:
+    """The entries about time and memory."""
+    images = max(evaluation.num_images, 1)
+    return {
+        "seconds_per_image": {
+            "network": evaluation.network_seconds / images,
+            "postprocess": evaluation.postprocess_seconds / images,
+            "loading": evaluation.loading_seconds / images,
+        },
+        "peak_memory_bytes": evaluation.peak_memory_bytes,
+        "peak_device_memory_bytes": evaluation.peak_device_memory_bytes,
+        "num_processes": distributed.world_size(),
+    }
+
+
+def discard(folder: Path) -> None:
+    """Remove an older results.json before a new evaluation, so that an interrupted one leaves none."""
+    (folder / FILE_NAME).unlink(missing_ok=True)
+
+
+def write(folder: Path, content: Mapping[str, Any]) -> Path:
+    """Write results.json into `folder`, whole or not at all."""
+    path = folder / FILE_NAME
+    write_atomic(path, json_bytes({"format": FORMAT, "complete": True, **content}, indent=1))
+    return path
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The content of a results.json (or of the one in a folder); ValueError if it is not one or not complete."""
+    path = Path(path)
+    path = path / FILE_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: the evaluation has not finished, run tools/eval_net.py again")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("complete") is not True:
+        raise ValueError(f"{path} is not a complete result of this version ({FORMAT}); evaluate again")
+    return content
+
+
+def is_synthetic(image: str | Path) -> bool:
+    """Does a provenance.json above an image of the data set say that the set is synthetic?"""
+    for folder in list(Path(image).resolve().parents)[:4]:
+        path = folder / "provenance.json"
+        if path.is_file():
+            return bool(json.loads(path.read_text(encoding="utf-8")).get("synthetic", False))
+    return False
+
+
+def _classes(counts: Counts, vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    truth, predicted = counts.confusion.sum(1), counts.confusion.sum(0)
+    per_class = summary.measures(counts)
+    return [
+        {
+            "object": owner,
+            "part": part,
+            "seen": bool(vocabulary.seen[k]),
+            "num_pixels": int(truth[k]),
+            "num_predicted": int(predicted[k]),
+            **{key: summary.percent(float(measure.values[k])) for key, measure in per_class.items()},
+        }
+        for k, (owner, part) in enumerate(vocabulary.pairs)
+    ]
+
+
+def _without_background_predictions(confusion: np.ndarray, vocabulary: Vocabulary) -> dict[str, metrics.Split]:
+    kept = metrics.without_background_predictions(confusion)
+    iou, in_truth = metrics.iou(kept), metrics.present(kept)
+    return {rule: _percents(metrics.split(iou, in_truth, vocabulary, averaging=rule)) for rule in metrics.AVERAGINGS}
+
+
+def _percents(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {key: summary.percent(value) for key, value in values.items()}
