@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -50,12 +52,17 @@ class Vocabulary:
         if not self.pairs:
             raise ValueError(f"vocabulary {self.name!r} is empty: give at least one object with one part")
         for kind, names in (("object-part", [f"{o}'s {p}" for o, p in self.pairs]), ("object", self.label_objects)):
-            repeated = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
+            repeated = sorted(n for n, count in Counter(map(_comparable, names)).items() if count > 1)
             if repeated:
                 raise ValueError(f"vocabulary {self.name!r} names {kind} classes twice: {repeated}; name each once")
         blank = [pair for pair in self.pairs if not pair[0].strip() or not pair[1].strip()]
         if blank:
             raise ValueError(f"vocabulary {self.name!r} has empty names: {blank}; every object and part needs a name")
+        control = [n for n in self._all_names() if any(unicodedata.category(c) == "Cc" for c in n)]
+        if control:
+            raise ValueError(f"vocabulary {self.name!r} has names with control characters: {control}; remove them")
+        if max(len(self.pairs), len(self.label_objects)) > BACKGROUND_LABEL:
+            raise ValueError(f"vocabulary {self.name!r} has more than {BACKGROUND_LABEL} classes, labels have 16 bits")
         known = set(self.label_objects)
         missing = sorted({o for o, _ in self.pairs} - known)
         if missing:
@@ -65,6 +72,9 @@ class Vocabulary:
             raise ValueError(
                 f"vocabulary {self.name!r}: unseen_objects {unknown} are not objects of it; it has {sorted(known)}"
             )
+
+    def _all_names(self) -> Iterable[str]:
+        return dict.fromkeys((*self.label_objects, *(name for pair in self.pairs for name in pair)))
 
     # ---- names -----------------------------------------------------------------------------------------------------
     @cached_property
@@ -299,6 +309,11 @@ class Vocabulary:
                 )
             pairs += [(obj.strip(), part.strip()) for part in parts]
         return cls(pairs=tuple(pairs), name=name)
+
+
+def _comparable(name: str) -> str:
+    """Two spellings that no reader can tell apart are one name: composed or decomposed accents, outer spaces."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def _mirrored(name: str) -> str:

@@ -211,6 +211,10 @@ def test_from_mapping_refuses(mapping, message):
         ({"pairs": (("a", "x"),), "label_objects": ("b",)}, r"objects \['a'\] have parts but are not in label_objects"),
         ({"pairs": (("a", "x"),), "unseen_objects": ("c",)}, r"unseen_objects \['c'\].*it has \['a'\]"),
         ({"pairs": (("a", ""),)}, "empty names"),
+        ({"pairs": (("caf\u00e9", "x"), ("cafe\u0301", "x"))}, "twice"),
+        ({"pairs": (("a", "x"), ("a", "x "))}, "twice"),
+        ({"pairs": (("a", "x\ny"),)}, "control characters"),
+        ({"pairs": tuple(("a", str(i)) for i in range(65535))}, "labels have 16 bits"),
     ],
 )
 def test_wrong_vocabularies_are_refused(arguments, message):

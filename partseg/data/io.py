@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 from partseg.structures import IGNORE_LABEL
@@ -24,9 +24,14 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBo
 
 # Pixels ---------------------------------------------------------------------------------------------------------------
 def read_image(path: str | Path) -> Image.Image:
-    """A photo as RGB, decoded completely; orientation tags are not applied, because label files ignore them too."""
+    """A photo as RGB, decoded completely, its orientation tag not applied (see `upright`)."""
     image = _decode(path)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The photo as its orientation tag wants it shown."""
+    return ImageOps.exif_transpose(image)
 
 
 def read_label(path: str | Path, *, bits: int) -> np.ndarray:

@@ -184,8 +184,12 @@ def _tables(
 
 
 def _read_image(record: Record) -> Image.Image:
+    """The photo; turned by its orientation tag only where that is what the annotation was made on."""
     image = io.read_image(record.file_name)
-    if record.height is not None and (record.height, record.width) != (image.height, image.width):
+    annotated = image.size if record.width is None or record.height is None else (record.width, record.height)
+    if annotated != image.size:
+        image = io.upright(image)
+    if annotated != image.size:
         raise ValueError(
             f"{record.file_name} is {image.height} x {image.width} (height x width), its annotation says "
             f"{record.height} x {record.width}; use the pictures that the annotation was made for"

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from partseg.data.dataset import PartSegDataset
 from partseg.data.mapper import EvalMapper, TrainMapper
@@ -68,6 +69,21 @@ def test_record_without_labels(tmp_path, image_writer):
         PartSegDataset(
             [Record("a", str(tmp_path / "a.png"))], label_vocabulary=SIDED, vocabulary=SIDED, mapper=EvalMapper(8)
         )[0]
+
+
+def test_orientation_tag_counts_where_the_annotation_was_made_on_the_turned_photo(tmp_path, label_writer):
+    tag = Image.Exif()
+    tag[0x0112] = 6  # show turned by 90 degrees
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[:, 4:] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=tag)
+    label_writer(tmp_path / "parts.png", np.zeros((8, 4), np.uint8))
+    paths = {"file_name": str(tmp_path / "a.png"), "object_part_file_name": str(tmp_path / "parts.png")}
+    args = {"label_vocabulary": SIDED, "vocabulary": SIDED, "mapper": EvalMapper(8)}
+    sample = PartSegDataset([Record("a", height=8, width=4, **paths)], **args)[0]
+    assert sample.image[0, :, 0].tolist() == [0] * 4 + [255] * 4
+    with pytest.raises(ValueError, match="8 x 4 .*its image .* is 4 x 8"):
+        PartSegDataset([Record("a", **paths)], **args)[0]
 
 
 @pytest.mark.parametrize(
