@@ -63,12 +63,12 @@ class Report:
                 }
                 for split, counts in self.splits.items()
             },
-            "findings": [asdict(f) for f in self.findings],
+            "findings": [{**asdict(f), "names": list(f.names)} for f in self.findings],
         }
 
 
 def inspect(name: str, root: str | Path | None = None, *, splits: Sequence[str] = SPLITS, processes: int = 1) -> Report:
-    """Read every file of catalog data set `name` at `root` and report. Raises only when the root itself is not found."""
+    """Read every file of catalog data set `name` at `root`; raises only when the root itself is not the data set."""
     layout = scan(name, root, splits)
     jobs = [ImageJob(source, layout.builder) for source in layout.sources]
     images: list[ImageReport] = []
@@ -107,7 +107,9 @@ def _image_findings(split: str, images: Sequence[ImageReport], layout: Layout) -
         yield finding(split, kind, messages, changes_score=True, remedy=_REMEDIES[kind])
     empty = [image.name for image in images if not image.parts and not image.problems]
     if empty:
-        yield finding(split, "image without a part pixel", empty, changes_score=False, remedy="it adds nothing to a score")
+        yield finding(
+            split, "image without a part pixel", empty, changes_score=False, remedy="it adds nothing to a score"
+        )
     for kind, attribute in (("part outside its object", "outside"), ("part in another object", "foreign")):
         found = [f"{i.name}: {getattr(i, attribute)} pixels" for i in images if getattr(i, attribute)]
         if found:
@@ -115,7 +117,9 @@ def _image_findings(split: str, images: Sequence[ImageReport], layout: Layout) -
             yield finding(split, kind, found, changes_score=not layout.parts_may_leave_objects, remedy=remedy)
     single = [f"{i.name}: {layout.vocabulary.object_parts[k]}" for i in images for k, n in i.parts.items() if n == 1]
     if single:
-        yield finding(split, "class of one pixel in an image", single, changes_score=False, remedy="as in the originals")
+        yield finding(
+            split, "class of one pixel in an image", single, changes_score=False, remedy="as in the originals"
+        )
 
 
 def _count_findings(split: str, counts: SplitCounts, layout: Layout) -> Iterator[Finding]:
@@ -131,7 +135,9 @@ def _count_findings(split: str, counts: SplitCounts, layout: Layout) -> Iterator
         yield finding(split, "class without a pixel", absent, changes_score=False, remedy="it has no IoU in this split")
     tiny = [names[k] for k, (_, pixels) in counts.parts.items() if pixels == 1]
     if tiny:
-        yield finding(split, "class of one pixel in the split", tiny, changes_score=False, remedy="its IoU is a coin toss")
+        yield finding(
+            split, "class of one pixel in the split", tiny, changes_score=False, remedy="its IoU is a coin toss"
+        )
 
 
 def _converted(root: Path) -> Iterator[Finding]:
@@ -145,9 +151,13 @@ def _converted(root: Path) -> Iterator[Finding]:
         provenance = {}
     reason = provenance.get("not_comparable_because") if isinstance(provenance, dict) else None
     if reason:
-        yield finding("all", "labels not the benchmark's", [str(reason)], changes_score=True, remedy="see provenance.json")
+        yield finding(
+            "all", "labels not the benchmark's", [str(reason)], changes_score=True, remedy="see provenance.json"
+        )
     if isinstance(provenance, dict) and provenance.get("complete") is False:
-        yield finding("all", "conversion not finished", [str(path)], changes_score=True, remedy="run the same command again")
+        yield finding(
+            "all", "conversion not finished", [str(path)], changes_score=True, remedy="run the same command again"
+        )
 
 
 def _by_name(counts: Mapping[int, tuple[int, int]], names: Sequence[str]) -> dict[str, dict[str, int]]:

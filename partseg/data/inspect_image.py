@@ -137,7 +137,9 @@ def _label(path: str, bits: int, num_ids: int, size: tuple[int, ...] | None) -> 
     except (ValueError, FileNotFoundError) as error:
         raise WrongLabelError(UNREADABLE, str(error)) from error
     if size is not None and stored.shape != tuple(size):
-        raise WrongLabelError(WRONG_SIZE, f"{path} is {stored.shape} (rows, columns), its photo or other label {tuple(size)}")
+        raise WrongLabelError(
+            WRONG_SIZE, f"{path} is {stored.shape} (rows, columns), its photo or other label {tuple(size)}"
+        )
     none = (1 << bits) - 1
     strange = [int(k) for k in np.unique(stored) if k >= num_ids and k != none]
     if strange:

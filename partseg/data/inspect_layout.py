@@ -146,7 +146,8 @@ def _ade20k(name: str, root: str, splits: Sequence[str]) -> Layout:
         ]
     expected = {"train": {"images": 7347}, "val": {"images": 1016}} if name == "ade20k_part_234" else {}
     return Layout(
-        "ade20k_part_234", folder, labels, tuple(sources), tuple(findings), expected, parts_may_leave_objects=True)
+        "ade20k_part_234", folder, labels, tuple(sources), tuple(findings), expected, parts_may_leave_objects=True
+    )
 
 
 def _ade_instances(
@@ -156,7 +157,9 @@ def _ade_instances(
         data = io.read_coco(path)
         stems = io.coco_stems(data, path)
     except (ValueError, FileNotFoundError) as error:
-        findings.append(finding(split, "unreadable instance file", [str(error)], changes_score=True, remedy="fetch it again"))
+        findings.append(
+            finding(split, "unreadable instance file", [str(error)], changes_score=True, remedy="fetch it again")
+        )
         return {}, {}
     found: dict[str, list[Instance]] = {stem: [] for stem in stems.values()}
     strange: list[str] = []
@@ -183,7 +186,7 @@ def _partimagenet(name: str, root: str, splits: Sequence[str]) -> Layout:
     findings: list[Finding] = [*_strays(folder)]
     sources: list[Source] = []
     for split in splits:
-        path = partimagenet._annotation_file(folder, split)
+        path = partimagenet.find_annotations(folder, split)
         data = io.read_coco(path)
         selected = {
             image_id: stem
@@ -191,9 +194,9 @@ def _partimagenet(name: str, root: str, splits: Sequence[str]) -> Layout:
             if partimagenet.synset_of(stem) in partimagenet.source().synsets
         }
         skipped: dict[str, int] = {}
-        polygons = partimagenet._polygons(data, selected, labels, partimagenet.source(), skipped, path)
+        polygons = partimagenet.read_polygons(data, selected, labels, partimagenet.source(), skipped, path)
         images = _photos(folder, split, set(selected.values()), findings)
-        wanted = {stem: path for stem in selected.values()}
+        wanted = dict.fromkeys(selected.values(), path)
         findings += _unmatched(split, wanted, images, "photo", one_way=True)
         foreign = skipped.pop("part_of_another_object", 0)
         if foreign:
@@ -230,7 +233,9 @@ def _photos(root: Path, split: str, stems: Collection[str], findings: list[Findi
 def _files(folder: Path, suffixes: Sequence[str], split: str, findings: list[Finding]) -> dict[str, Path]:
     """Files by stem; a missing folder or two files of one name become findings."""
     if not folder.is_dir():
-        findings.append(finding(split, "missing folder", [str(folder)], changes_score=True, remedy="unpack the data set again"))
+        findings.append(
+            finding(split, "missing folder", [str(folder)], changes_score=True, remedy="unpack the data set again")
+        )
         return {}
     found: dict[str, Path] = {}
     double: list[str] = []
@@ -252,7 +257,9 @@ def _unmatched(
     without = sorted(str(images[stem]) for stem in images if stem not in labels)
     if without:
         yield finding(split, f"image without {what}", without, changes_score=True, remedy="restore the missing files")
-    orphans = sorted(f"{stem} ({labels[stem]})" if isinstance(labels[stem], Path) else stem for stem in labels if stem not in images)
+    orphans = sorted(
+        f"{stem} ({labels[stem]})" if isinstance(labels[stem], Path) else stem for stem in labels if stem not in images
+    )
     if orphans and not one_way:
         yield finding(split, f"{what} without image", orphans, changes_score=True, remedy="restore the missing photos")
 

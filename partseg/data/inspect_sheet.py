@@ -62,24 +62,27 @@ def _view(source: Source, names: Vocabulary, box: tuple[int, int]) -> _View | No
         return None
     near = _window(maps.object_part != IGNORE_LABEL)
     whole = (0, 0, photo.width, photo.height)
-    objects = _overlay(photo, maps.object, names.label_objects, whole, box)
-    parts = _overlay(photo, maps.object_part, names.object_parts, near, box)
+    scale = min(box[0] / photo.width, box[1] / photo.height)
+    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    objects = _overlay(photo, maps.object, names.label_objects, whole, size)
+    parts = _overlay(photo, maps.object_part, names.object_parts, near, size)
     shown = {int(k) for k in np.unique(maps.object_part)} - {IGNORE_LABEL}
     return _View(
         picture=np.concatenate([objects, parts], axis=1),
-        caption=f"{source.split}/{source.name}: {len(shown)} object-parts",
+        caption=f"{source.split}/{source.name}, object-parts: {len(shown)}",
         objects={int(k) for k in np.unique(maps.object)} - {BACKGROUND_LABEL},
         parts=shown,
     )
 
 
 def _overlay(
-    photo: Image.Image, labels: np.ndarray, names: Sequence[str], window: tuple[int, int, int, int], box: tuple[int, int]
+    photo: Image.Image,
+    labels: np.ndarray,
+    names: Sequence[str],
+    window: tuple[int, int, int, int],
+    size: tuple[int, int],
 ) -> np.ndarray:
-    """The window (left, top, right, bottom) of photo and labels, as large as fits in `box` (width, height)."""
-    left, top, right, bottom = window
-    scale = min(box[0] / (right - left), box[1] / (bottom - top))
-    size = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))
+    """The window (left, top, right, bottom) of photo and labels at `size` (width, height)."""
     image = photo.resize(size, Image.Resampling.LANCZOS, box=window)
     ids = Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST, box=window)
     return overlay(np.asarray(image), np.asarray(ids), names)

@@ -1,0 +1,32 @@
+"""Results and errors of every item, from this process or from several."""
+
+import os
+
+import pytest
+
+from partseg.utils.parallel import default_processes, parallel
+
+
+def reciprocal(number: int) -> float:
+    return 1 / number
+
+
+def leave(number: int) -> int:
+    os._exit(3)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_item_comes_back_with_its_result_or_error(processes: int):
+    results = dict(parallel(abs if processes == 2 else reciprocal, [1, 2, 4], processes=processes, title="x"))
+    assert results == ({1: 1, 2: 2, 4: 4} if processes == 2 else {1: 1.0, 2: 0.5, 4: 0.25})
+
+
+def test_error_is_a_result():
+    results = dict(parallel(reciprocal, [0, 1], processes=1, title="x"))
+    assert isinstance(results[0], ZeroDivisionError) and results[1] == 1.0
+
+
+def test_number_of_processes():
+    assert default_processes() >= 1
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        list(parallel(reciprocal, [1], processes=0, title="x"))
