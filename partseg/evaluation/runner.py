@@ -130,15 +130,14 @@ def process_image(
 ) -> dict[str, Tensor]:
     """Count one image for every evaluator and return the label maps by evaluator name."""
     reader = ScoreReader(scores, class_chunk=class_chunk)
-    choices = {name: evaluator.choose(reader, sample) for name, evaluator in evaluators.items()}
-    narrowed = [choice for choice in choices.values() if choice is not None]
-    chosen = iter(reader.choose(narrowed))
-    labels = {name: reader.object_parts if choice is None else next(chosen) for name, choice in choices.items()}
+    try:
+        choices = {name: evaluator.choose(reader, sample) for name, evaluator in evaluators.items()}
+        chosen = iter(reader.choose([choice for choice in choices.values() if choice is not None]))
+        labels = {name: reader.object_parts if choice is None else next(chosen) for name, choice in choices.items()}
+    except ValueError as error:
+        raise ValueError(f"image {sample.name!r}: {error}") from error
     for name, evaluator in evaluators.items():
-        try:
-            evaluator.process(labels[name], sample)
-        except ValueError as error:
-            raise ValueError(f"evaluator {name!r}, image {sample.name!r}: {error}") from error
+        evaluator.process(labels[name], sample)
     return labels
 
 
