@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -43,13 +44,18 @@ class Geometry:
         """A label map or mask [h, w] through the same steps, nearest neighbour at pixel centres."""
         if not self.flip and not self.sizes and self.box == (0, 0, *labels.shape[::-1]):
             return labels
-        left, top, right, bottom = self.box
-        rows = _nearest(top, bottom, [height for height, _ in self.sizes])
-        columns = _nearest(left, right, [width for _, width in self.sizes])
-        columns = columns[::-1] if self.flip else columns
+        rows, columns = self._indices
         if labels.flags.f_contiguous:  # decoded COCO masks: taking along the slow axis first saves a full copy
             return labels.T.take(columns, axis=0).take(rows, axis=1).T
         return labels.take(rows, axis=0).take(columns, axis=1)
+
+    @cached_property
+    def _indices(self) -> tuple[np.ndarray, np.ndarray]:
+        """Source row of every output row, source column of every output column."""
+        left, top, right, bottom = self.box
+        rows = _nearest(top, bottom, [height for height, _ in self.sizes])
+        columns = _nearest(left, right, [width for _, width in self.sizes])
+        return rows, np.ascontiguousarray(columns[::-1]) if self.flip else columns
 
 
 def _nearest(start: int, stop: int, lengths: Sequence[int]) -> np.ndarray:
