@@ -32,8 +32,8 @@ def get(
     """
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ";"
-        raise KeyError(f"no data set {name!r} in {config_dir() / 'dataset'}{hint} It has: {', '.join(names())}")
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise KeyError(f"no data set {name!r} in {config_dir() / 'dataset'}.{hint} It has: {', '.join(names())}")
     if root is not None:
         overrides["root"] = str(root)
     node = OmegaConf.load(config_dir() / "dataset" / f"{name}.yaml")

@@ -34,7 +34,7 @@ def test_toy_folder_is_not_taken_for_the_real_one(pascal_root):
 
 
 def test_unknown_name_lists_the_known():
-    with pytest.raises(KeyError, match="did you mean 'pascal_part_116'.*ade20k_part_234"):
+    with pytest.raises(KeyError, match="Did you mean 'pascal_part_116'.*ade20k_part_234"):
         catalog.get("pascal_part116")
 
 
