@@ -1,0 +1,48 @@
+"""Which model may be scored on which data set, and what counts as unseen then."""
+
+import pytest
+
+from partseg.evaluation.setting import dataset_name, evaluation_vocabulary
+from partseg.vocabulary import Vocabulary
+
+OWN = {"trained_on": "animals", "dataset": "animals"}
+
+
+def test_zero_shot_keeps_the_unseen_classes(vocabulary):
+    assert evaluation_vocabulary(vocabulary.seen_subset(), vocabulary, **OWN) == vocabulary
+
+
+def test_a_few_shot_model_has_seen_everything(vocabulary):
+    found = evaluation_vocabulary(vocabulary.with_unseen(()), vocabulary, **OWN)
+    assert found.seen.all()
+    assert found.pairs == vocabulary.pairs
+
+
+def test_another_vocabulary_is_refused(vocabulary):
+    other = Vocabulary.from_mapping({"dog": ["head", "leg"]})
+    with pytest.raises(ValueError, match="cross_dataset=true"):
+        evaluation_vocabulary(other, vocabulary, **OWN)
+
+
+def test_another_data_set_is_refused_even_with_equal_names(vocabulary):
+    with pytest.raises(ValueError, match=r"trained on 'toys'.*eval_dataset"):
+        evaluation_vocabulary(vocabulary.seen_subset(), vocabulary, trained_on="toys", dataset="animals")
+
+
+def test_cross_dataset_scores_all_classes_of_the_new_set_as_seen(vocabulary):
+    other = Vocabulary.from_mapping({"dog": ["head", "leg"]})
+    found = evaluation_vocabulary(other, vocabulary, trained_on="toys", dataset="animals", cross_dataset=True)
+    assert found.pairs == vocabulary.pairs
+    assert found.seen.all()
+
+
+def test_cross_dataset_on_the_own_set_is_refused(vocabulary):
+    with pytest.raises(ValueError, match="leave it out"):
+        evaluation_vocabulary(vocabulary.seen_subset(), vocabulary, **OWN, cross_dataset=True)
+
+
+def test_a_few_shot_selection_is_the_same_data_set():
+    target = "partseg.data.pascal_part.pascal_part_116"
+    assert dataset_name({"_target_": target}) == "pascal_part_116"
+    assert dataset_name({"_target_": target, "name": "pascal_part_116_16shot", "shots": 16}) == "pascal_part_116"
+    assert dataset_name({"_target_": target, "name": "toy_pascal_part_116"}) == "toy_pascal_part_116"
