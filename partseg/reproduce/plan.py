@@ -1,0 +1,162 @@
+"""From the rows of a table to commands: what to train, evaluate and measure, and what is finished already.
+
+A run lives in `<output>/<row name>/seed<k>`; runs that several tables share are made once. Each finished training is
+evaluated once per protocol, on the checkpoint that was best under that protocol (the paper's rule), and every
+evaluation scores all protocols, so one folder of results serves all tables.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from partseg.reproduce.table import Row, Table
+
+PROTOCOLS = ("pred_all", "oracle_obj")
+SMOKE_DATASET = "toy_pascal_part_116"
+SMOKE_OVERRIDES = (
+    f"dataset={SMOKE_DATASET}",
+    "init_from=null",
+    "train.iterations=2",
+    "train.batch_size=2",
+    "train.num_workers=0",
+    "train.limit_images=4",
+    "eval.limit_images=4",
+    "eval.num_workers=0",
+    "hooks.visualize.every=1000",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a table is made. `smoke` shrinks every run to seconds on synthetic data, in a folder of its own."""
+
+    output: Path
+    seeds: tuple[int, ...]
+    num_gpus: int | None = None
+    smoke: bool = False
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command and what it leaves behind."""
+
+    kind: Literal["train", "evaluate", "measure"]
+    directory: Path
+    command: tuple[str, ...]
+    iterations: int | None = field(default=None)
+
+    @property
+    def finished(self) -> bool:
+        """True when nothing of the job has to be run again."""
+        if self.kind == "train":
+            return _last_iteration(self.directory) >= (self.iterations or 0)
+        return (self.directory / ("measure.json" if self.kind == "measure" else "results.json")).is_file()
+
+    @property
+    def slurm(self) -> str:
+        """The command as a line that submits it; dependencies are the user's: trainings first, then evaluations."""
+        return f"sbatch scripts/slurm.sh {shlex.join(self.command[1:])}"
+
+
+def jobs(table: Table, options: Options, *, iterations_of: dict[str, int]) -> Iterator[Job]:
+    """All jobs of a table, trainings before their evaluations; `iterations_of` maps an experiment to its length."""
+    done: set[str] = set()
+    for row in table.rows:
+        if row.experiment is None or row.run_name in done:
+            continue
+        done.add(row.run_name)
+        if table.measure:
+            yield _measure(row, options)
+            continue
+        for seed in options.seeds:
+            yield _train(row, seed, options, iterations=iterations_of[row.experiment])
+            for protocol in PROTOCOLS:
+                yield _evaluate(table, row, seed, protocol, options)
+
+
+def run_directory(row: Row, seed: int, options: Options) -> Path:
+    """Where the training of a row with one seed lives."""
+    return options.output / row.run_name / f"seed{seed}"
+
+
+def result_directory(table: Table, row: Row, *, seed: int, protocol: str, options: Options) -> Path:
+    """Where the result of a row's best checkpoint under `protocol` lives."""
+    dataset = SMOKE_DATASET if options.smoke else table_dataset(table, row)
+    folder = f"cross_{dataset}" if table.cross_dataset else dataset
+    return run_directory(row, seed, options) / "results" / folder / f"best_{protocol}"
+
+
+def measure_directory(row: Row, options: Options) -> Path:
+    """Where the measured cost of a row lives; it does not depend on a seed."""
+    return options.output / row.run_name / "cost"
+
+
+def toy_root(options: Options) -> Path:
+    """Synthetic data of the smoke runs."""
+    return options.output / "data" / "ToyPascalPart116"
+
+
+def table_dataset(table: Table, row: Row) -> str:
+    """Data set that a row is scored on."""
+    return row.dataset
+
+
+def settings(row: Row, options: Options) -> list[str]:
+    """Overrides that make the row's model and data, also for its evaluation."""
+    smoke: Sequence[str] = ()
+    if options.smoke:
+        # The criterion and the ablations stay as they are; model and data shrink.
+        model = "clipseg_tiny" if str(row.experiment).startswith("clipseg") else "part_clipseg_tiny"
+        root = toy_root(options)
+        smoke = (f"model={model}", *SMOKE_OVERRIDES, f"dataset.root={root}")
+    return [*map(_quote, [f"experiment={row.experiment}", *row.overrides, *smoke]), *options.overrides]
+
+
+def _python(tool: str, options: Options, arguments: Sequence[str]) -> tuple[str, ...]:
+    gpus = [] if options.num_gpus is None else [f"launch.num_gpus={options.num_gpus}"]
+    return (sys.executable, f"tools/{tool}.py", *arguments, *gpus)
+
+
+def _train(row: Row, seed: int, options: Options, *, iterations: int) -> Job:
+    directory = run_directory(row, seed, options)
+    place = [f"output_root={options.output}", f"name={row.run_name}/seed{seed}", f"seed={seed}"]
+    length = 2 if options.smoke else iterations
+    return Job(
+        "train", directory, _python("train_net", options, [*settings(row, options), *map(_quote, place)]), length
+    )
+
+
+def _evaluate(table: Table, row: Row, seed: int, protocol: str, options: Options) -> Job:
+    directory = result_directory(table, row, seed=seed, protocol=protocol, options=options)
+    checkpoint = run_directory(row, seed, options) / "checkpoints" / f"best_{protocol}.pt"
+    arguments = [*settings(row, options), "evaluator=tables", f"ckpt={checkpoint}", f"output={directory}"]
+    if table.cross_dataset and not options.smoke:
+        arguments += [f"dataset={table_dataset(table, row)}", "cross_dataset=true"]
+    return Job("evaluate", directory, _python("eval_net", options, [_quote(a) for a in arguments]))
+
+
+def _measure(row: Row, options: Options) -> Job:
+    directory = measure_directory(row, options)
+    arguments = [*settings(row, options), f"json={directory / 'measure.json'}"]
+    return Job("measure", directory, _python("benchmark", options, [_quote(a) for a in arguments]))
+
+
+def _quote(override: str) -> str:
+    """Hydra reads `=`, commas and blanks inside a value as syntax: quote values that hold them."""
+    key, _, value = override.partition("=")
+    if any(character in value for character in "=, ()") and not value.startswith(("[", "{", "'", '"')):
+        return f"{key}='{value}'"
+    return override
+
+
+def _last_iteration(directory: Path) -> int:
+    """Iteration of the newest checkpoint, 0 without one."""
+    latest = directory / "checkpoints" / "latest.pt"
+    digits = latest.resolve().stem.rpartition("_")[2] if latest.exists() else ""
+    return int(digits) if digits.isdigit() else 0

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+
+from partseg.reproduce.command import options_from, parser, plan
+from partseg.reproduce.plan import Options, jobs
+from partseg.reproduce.table import load_table
+from partseg.utils.config import compose
+
+
+def options(tmp_path, **kwargs):
+    return Options(output=tmp_path, seeds=(1, 2), **kwargs)
+
+
+def make_checkpoint(directory: Path, iteration: int) -> None:
+    folder = directory / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / f"iter_{iteration:07d}.pt").write_bytes(b"x")
+    (folder / "latest.pt").symlink_to(f"iter_{iteration:07d}.pt")
+
+
+def test_each_run_is_trained_once_and_evaluated_per_protocol(root, tmp_path):
+    todo = plan(load_table(root / "scripts/tables/table1.yaml"), options(tmp_path))
+    assert [j.kind for j in todo].count("train") == 4  # two systems that are built, two seeds
+    assert [j.kind for j in todo].count("evaluate") == 8
+    assert len({j.directory for j in todo}) == len(todo)
+    assert not any(j.finished for j in todo)
+    assert all(j.iterations == 20000 for j in todo if j.kind == "train")
+
+
+def test_only_what_is_missing_is_left(root, tmp_path):
+    table = load_table(root / "scripts/tables/table1.yaml")
+    make_checkpoint(tmp_path / "clipseg_pascal_part_116" / "seed1", 20000)
+    make_checkpoint(tmp_path / "clipseg_pascal_part_116" / "seed2", 19000)  # was killed before the end
+    finished = [j.directory for j in plan(table, options(tmp_path)) if j.finished]
+    assert finished == [tmp_path / "clipseg_pascal_part_116" / "seed1"]
+
+
+@pytest.mark.parametrize(("name", "smoke"), [("table4", False), ("tableA8", False), ("table5", True)])
+def test_commands_compose_and_lead_to_their_folders(root, tmp_path, name, smoke):
+    table = load_table(root / f"scripts/tables/{name}.yaml")
+    lengths = {row.experiment: 20000 for row in table.rows}
+    odd_folder = Options(output=tmp_path / "a folder=1, x", seeds=(1,), smoke=smoke)
+    todo = list(jobs(table, odd_folder, iterations_of=lengths))
+    for job in todo[:2] + todo[-1:]:
+        config = compose("train" if job.kind == "train" else "eval", job.command[2:])
+        folder = Path(config.output_root) / config.name if job.kind == "train" else Path(config.output)
+        assert folder == job.directory
+        assert ("Toy" in config.dataset.root) == ("Toy" in config.eval_dataset.root) == smoke
+
+
+def test_cross_dataset_rows_are_scored_on_the_other_data_set(root, tmp_path):
+    table = load_table(root / "scripts/tables/table4.yaml")
+    todo = list(jobs(table, options(tmp_path), iterations_of={row.experiment: 20000 for row in table.rows}))
+    evaluations = [j for j in todo if j.kind == "evaluate"]
+    assert all("cross_dataset=true" in j.command and "dataset=pascal_part_116" in j.command for j in evaluations)
+    assert all("results/cross_pascal_part_116/" in str(j.directory) for j in evaluations)
+
+
+def test_dry_run_lines_are_slurm_commands(root, tmp_path):
+    job = next(jobs(load_table(root / "scripts/tables/table3.yaml"), options(tmp_path), iterations_of={
+        "clipseg_partimagenet_40": 3, "part_clipseg_partimagenet_40": 3,
+    }))  # fmt: skip
+    assert job.slurm.startswith("sbatch scripts/slurm.sh tools/train_net.py experiment=clipseg_partimagenet_40")
+
+
+def test_seeds_that_are_no_numbers_are_refused():
+    with pytest.raises(ValueError, match="whole numbers"):
+        options_from(parser("x").parse_args(["t.yaml", "--seeds", "1,two"]))
+    assert options_from(parser("x").parse_args(["t.yaml"])).seeds == (1, 2, 3, 4, 5)
