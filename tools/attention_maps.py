@@ -1,0 +1,117 @@
+"""Draw where the decoder looks for each part, for one checkpoint or several side by side (the paper's figure A2).
+
+    python tools/attention_maps.py ckpt=output/run dataset=toy_pascal_part_116 index=0,3
+    python tools/attention_maps.py ckpt=output/none,output/separation,output/both dataset=pascal_part_116 parts=eye,neck
+    python tools/attention_maps.py ckpt=output/run image=dog.jpg,cat.jpg
+
+Arguments are key=value:
+    ckpt      checkpoints or run directories, separated by commas: one column each (required)
+    dataset   name in configs/dataset; the masks are its labels
+    data_root folder that holds the data sets (default data)
+    split     train or val (default val)
+    index     images of the data set (default 0,1,2)
+    image     photos instead of a data set; the masks are the parts that the first checkpoint finds
+    words     vocabulary of the photos: a file or text like "dog: head, tail" (default: the first checkpoint's)
+    parts     only parts with one of these names, e.g. head,neck (default: all)
+    layer     decoder layer (default: the last)
+    out       picture to write (default attention.png)
+
+Each row is a part: its mask, then per checkpoint the map A_c of equation 6 and its highest value inside the part.
+The separation and enhancement of every image and checkpoint are printed (docs/losses.md).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from partseg import api
+from partseg.data import catalog
+from partseg.data.images import read_photo
+from partseg.data.mapper import EvalMapper
+from partseg.engine import checkpoint as checkpoints
+from partseg.losses.heatmaps import LabelledPicture, cells, heatmaps
+from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.utils.visualize import save_png, tile
+
+DEFAULTS = {"data_root": "data", "split": "val", "index": "0,1,2", "out": "attention.png"}
+KEYS = ("ckpt", "dataset", "image", "words", "parts", "layer", *DEFAULTS)
+
+
+def parse(arguments: Sequence[str]) -> dict[str, str]:
+    """key=value arguments; ValueError names unknown, missing and contradicting ones."""
+    values = dict(DEFAULTS)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in KEYS:
+            raise ValueError(f"argument {argument!r} is not key=value with a key of {', '.join(KEYS)}")
+        values[key] = value
+    if "ckpt" not in values:
+        raise ValueError("ckpt=<checkpoint or run directory> is required")
+    if ("dataset" in values) == ("image" in values):
+        raise ValueError("give either dataset=<name> or image=<photo>")
+    return values
+
+
+def pictures_of_dataset(values: dict[str, str]) -> list[LabelledPicture]:
+    """Pictures of the data set with its own labels."""
+    mapper = EvalMapper(size=16)  # only its labels are used: the picture is read again at its own size
+    data = catalog.get(values["dataset"], split=values["split"], data_root=values["data_root"], mapper=mapper)
+    found = []
+    for index in map(int, values["index"].split(",")):
+        if not 0 <= index < len(data):
+            raise ValueError(f"index={index}: {data.name!r} has images 0 to {len(data) - 1}")
+        sample = data[index]
+        picture = read_photo(sample.file_name).image
+        labels = (sample.object_part.numpy(), sample.object.numpy())
+        found.append(LabelledPicture(sample.name, picture, *labels, data.vocabulary))
+    return found
+
+
+def pictures_of_photos(values: dict[str, str]) -> list[LabelledPicture]:
+    """Photos with the parts that the first checkpoint finds in them."""
+    segmenter = api.load(values["ckpt"].split(",")[0])
+    predictions = segmenter.predict(values["image"].split(","), values.get("words"))
+    found = []
+    for prediction in predictions if isinstance(predictions, list) else [predictions]:
+        nothing = prediction.labels == len(prediction.vocabulary)
+        object_part = np.where(nothing, IGNORE_LABEL, prediction.labels).astype(np.int32)
+        objects = np.where(nothing, BACKGROUND_LABEL, prediction.vocabulary.object_lut[object_part]).astype(np.int32)
+        picture = Image.fromarray(prediction.image)
+        found.append(LabelledPicture(prediction.name, picture, object_part, objects, prediction.vocabulary))
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Draw and print."""
+    values = parse(arguments)
+    pictures = pictures_of_dataset(values) if "dataset" in values else pictures_of_photos(values)
+    runs = values["ckpt"].split(",")
+    names = [run.rstrip("/").removesuffix("/checkpoints/latest.pt").rsplit("/", 1)[-1] for run in runs]
+    models = [checkpoints.load_model(run)[0] for run in runs]
+    layer = int(values["layer"]) if "layer" in values else None
+    parts = [part for part in values.get("parts", "").split(",") if part]
+    drawn = []
+    for picture in pictures:
+        columns = [(name, heatmaps(model, picture, layer=layer)) for name, model in zip(names, models)]
+        for name, column in columns:
+            print(f"{picture.name}  {name}: separation {column.separation:.3f}  enhancement {column.enhancement:.3f}")
+        drawn += cells(picture, columns, parts=parts)
+    if not drawn:
+        raise ValueError("none of the pictures shows any of the parts asked for; choose others with index= or parts=")
+    sheet = tile([cell for cell, _ in drawn], columns=1 + len(runs), captions=[text for _, text in drawn])
+    print(save_png(sheet, values["out"]))
+
+
+if __name__ == "__main__":
+    if set(sys.argv[1:]) & {"-h", "--help"}:
+        print(__doc__)
+        sys.exit(0)
+    try:
+        main(sys.argv[1:])
+    except (KeyError, ValueError, OSError) as error:
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        sys.exit(1)
