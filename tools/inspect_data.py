@@ -32,6 +32,7 @@ from partseg.utils.parallel import default_processes
 from partseg.utils.visualize import save_png
 
 KEYS = ("dataset", "root", "split", "json", "sheet", "images", "classes", "processes")
+PIPE_WIDTH = 120
 
 
 def parse(arguments: Sequence[str]) -> dict[str, str]:
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         splits=(values["split"],) if "split" in values else SPLITS,
         processes=int(values.get("processes", default_processes())),
     )
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     console.print(
         tables(report, classes=yaml.safe_load(values.get("classes", "true"))), highlight=False, soft_wrap=True
     )

@@ -141,7 +141,7 @@ def _label(path: str, bits: int, num_ids: int, size: tuple[int, ...] | None) -> 
             WRONG_SIZE, f"{path} is {stored.shape} (rows, columns), its photo or other label {tuple(size)}"
         )
     none = (1 << bits) - 1
-    strange = [int(k) for k in np.unique(stored) if k >= num_ids and k != none]
+    strange = np.unique(stored[(stored >= num_ids) & (stored != none)]).tolist()
     if strange:
         raise WrongLabelError(WRONG_ID, f"{path} holds {strange[:8]}; allowed are 0..{num_ids - 1} and {none}")
     stored[stored == none] = IGNORE_LABEL
@@ -156,8 +156,8 @@ def _mask(segmentation: object, shape: tuple[int, ...], source: Source) -> np.nd
 
 
 def _pixels(labels: np.ndarray, none: int) -> dict[int, int]:
-    ids, counts = np.unique(labels, return_counts=True)
-    return {int(k): int(n) for k, n in zip(ids, counts, strict=True) if k != none}
+    counts = np.bincount(labels.ravel())
+    return {int(k): int(counts[k]) for k in np.flatnonzero(counts) if k != none}
 
 
 @lru_cache(maxsize=4)

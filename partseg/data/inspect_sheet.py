@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from partseg.data import io
@@ -110,7 +111,7 @@ def tables(report: Report, *, classes: bool = True) -> RenderableType:
 def _class_table(report: Report) -> Table:
     table = Table(title=f"{report.name}: images and pixels per object-part")
     table.add_column("id", justify="right")
-    table.add_column("object-part")
+    table.add_column("object-part", no_wrap=True)
     for split in report.splits:
         table.add_column(f"{split} images", justify="right")
         table.add_column(f"{split} pixels", justify="right")
@@ -121,9 +122,9 @@ def _class_table(report: Report) -> Table:
 
 
 def _split_table(report: Report) -> Table:
-    table = Table(title=f"{report.name} at {report.layout.root}")
+    table = Table(title=escape(f"{report.name} at {report.layout.root}"))
     for column in ("split", "images", "published", "(image, part) pairs", "published", "object-parts", "objects"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+        table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
     names = report.layout.vocabulary
     for split, counts in report.splits.items():
         published = report.layout.expected.get(split, {})
@@ -146,7 +147,7 @@ def _finding_lines(report: Report) -> Iterator[str]:
         listed = list(found.names[:SHOWN_NAMES])
         if found.count > len(listed) > 0:
             listed.append(f"... and {found.count - len(listed):,} more")
-        yield from (f"    {name}".replace("[", "\\[") for name in listed)
+        yield from (f"    {escape(name)}" for name in listed)
     if not report.changes_score:
         yield "[green]Nothing found that would change a score.[/]"
 
