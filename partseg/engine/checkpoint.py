@@ -56,7 +56,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         iteration: int,
         vocabulary: Vocabulary,
-        ema: Ema | None,
+        ema: Ema | None = None,
     ) -> Path:
         """Write iter_<iteration>.pt, move `latest.pt`, then delete what is no longer kept.
 

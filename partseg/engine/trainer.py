@@ -174,7 +174,7 @@ class Trainer:
 def _distribute(model: nn.Module) -> nn.Module:
     if distributed.world_size() == 1:
         return model
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 @contextmanager

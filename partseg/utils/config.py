@@ -99,8 +99,7 @@ def instantiate(node: Any, **kwargs: Any) -> Any:
     if kwargs:
         plain = {key: value for key, value in plain.items() if key not in kwargs}
     check_targets(plain)
-    for key, target in _targets(plain):
-        _check_call(key, target)
+    bind(plain)
     missing = [key for key, value in _leaves(plain) if value == "???"]
     if missing:
         raise ValueError(f"config keys {missing} have no value yet: give them on the command line or in the experiment")
@@ -125,6 +124,12 @@ def check_targets(config: Any) -> None:
                 f"config key {key!r}: _target_ {target!r} is not allowed; "
                 f"only names under {' and '.join(ALLOWED_TARGETS)} that do not run files are"
             )
+
+
+def bind(config: Any) -> None:
+    """ValueError if any `_target_` cannot be imported or takes no argument of the name that the config gives it."""
+    for key, node in _targets(_plain(config)):
+        _check_call(key, node)
 
 
 def save(config: DictConfig, path: str | Path) -> None:

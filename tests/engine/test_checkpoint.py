@@ -1,0 +1,122 @@
+"""Checkpoints: whole or absent, last k and the best kept, refused where they do not fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from partseg.engine import checkpoint
+from partseg.engine.checkpoint import Checkpoints, load, resolve, restore
+from partseg.engine.ema import Ema
+from partseg.engine.optim import adamw
+from partseg.vocabulary import Vocabulary
+
+
+@pytest.fixture
+def parts(tiny):
+    model = tiny.TinyNet()
+    return {"model": model, "optimizer": adamw(model, lr=1e-3, weight_decay=0.0), "vocabulary": tiny.vocabulary()}
+
+
+def save(checkpoints: Checkpoints, parts, iteration: int, **extra) -> Path:
+    model = parts["model"]
+    return checkpoints.save(
+        model, optimizer=parts["optimizer"], iteration=iteration, vocabulary=parts["vocabulary"], **extra
+    )
+
+
+def test_what_is_saved_comes_back(tmp_path, tiny, parts):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", config={"model": {"width": 8}})
+    ema = Ema(parts["model"], decay=0.9)
+    tiny.trainer(iterations=2, model=parts["model"], optimizer=parts["optimizer"], ema=ema).train()
+    save(checkpoints, parts, 2, ema=ema)
+    for path in (tmp_path, tmp_path / "checkpoints", checkpoints.latest, checkpoints.path(2)):
+        state = load(path)
+        assert set(state) == {"format", "iteration", "model", "optimizer", "config", "vocabulary", "ema"}
+    model = tiny.TinyNet()
+    other = {"model": model, "optimizer": adamw(model, lr=5e-4, weight_decay=0.1), "vocabulary": parts["vocabulary"]}
+    assert restore(state, **other, ema=Ema(model, decay=0.9)) == 2
+    for name, value in parts["model"].state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    # moments come from the file, hyper-parameters from the run
+    group = other["optimizer"].param_groups[0]
+    assert (group["initial_lr"], group["weight_decay"]) == (5e-4, 0.1)
+    moments = [optimizer.state[p]["exp_avg"] for optimizer, p in both(parts, other)]
+    assert torch.equal(*moments)
+    assert state["config"] == {"model": {"width": 8}}
+
+
+def both(parts, other):
+    return [(each["optimizer"], each["model"].classes.weight) for each in (parts, other)]
+
+
+def test_the_last_k_and_the_best_stay(tmp_path, parts):
+    checkpoints = Checkpoints(tmp_path, config={}, keep=2, metric="oracle_obj/mIoU_harmonic")
+    scores = {1: 10.0, 2: 30.0, 3: 20.0, 4: 30.0, 5: 25.0}
+    taken = []
+    for iteration, value in scores.items():
+        path = save(checkpoints, parts, iteration)
+        taken.append(checkpoints.offer_best(path, iteration=iteration, value=value))
+    assert taken == [True, True, False, False, False]
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["best.json", "best.pt", "iter_0000002.pt", "iter_0000004.pt", "iter_0000005.pt", "latest.pt"]
+    assert (
+        os.readlink(checkpoints.latest) == "iter_0000005.pt" and os.readlink(tmp_path / "best.pt") == "iter_0000002.pt"
+    )
+    assert json.loads((tmp_path / "best.json").read_text()) == {
+        "metric": "oracle_obj/mIoU_harmonic",
+        "value": 30.0,
+        "iteration": 2,
+        "file": "iter_0000002.pt",
+    }
+    other = Checkpoints(tmp_path, config={}, keep=2, metric="pred_all/mIoU_harmonic")
+    assert other.offer_best(checkpoints.path(5), iteration=5, value=1.0)  # another metric starts anew
+    with pytest.raises(ValueError, match="keep=0"):
+        Checkpoints(tmp_path, config={}, keep=0)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("PytorchStreamWriter failed"), OSError(28, "No space left on device")])
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, parts, monkeypatch, error):
+    checkpoints = Checkpoints(tmp_path, config={})
+    save(checkpoints, parts, 1)
+
+    def full(state, file):
+        file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(OSError, match="previous checkpoint is intact"):
+        save(checkpoints, parts, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["iter_0000001.pt", "latest.pt"]
+    assert load(tmp_path)["iteration"] == 1
+
+
+def test_another_vocabulary_is_refused_and_named(tmp_path, parts):
+    save(Checkpoints(tmp_path, config={}), parts, 1)
+    other = Vocabulary.from_mapping({"dog": ["head", "ear"], "car": ["wheel"]}, name="mine")
+    with pytest.raises(
+        ValueError, match=r"'tiny' \(5 object-parts\).*'mine' \(3.*class 1 is \"dog's tail\" there.*init_from"
+    ):
+        restore(load(tmp_path), **{**parts, "vocabulary": other})
+
+
+def test_foreign_and_damaged_files_are_refused(tmp_path, parts):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        resolve(tmp_path)
+    torch.save({"weights": 1}, tmp_path / "foreign.pt")
+    with pytest.raises(ValueError, match="not a checkpoint of partseg"):
+        load(tmp_path / "foreign.pt")
+    path = save(Checkpoints(tmp_path, config={}), parts, 1)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="damaged"):
+        load(path)
+    torch.save({"format": "partseg-1", "code": Path}, tmp_path / "code.pt")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        load(tmp_path / "code.pt")
+
+
+def test_averages_are_not_invented(tmp_path, parts):
+    save(Checkpoints(tmp_path, config={}), parts, 1)
+    with pytest.raises(ValueError, match="no averaged weights"):
+        restore(load(tmp_path), **parts, ema=Ema(parts["model"], decay=0.9))
