@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from partseg.data.io import read_json
 from partseg.utils.files import json_bytes, link_new, sha256_of, write_atomic, write_new
 from partseg.utils.parallel import parallel
 
@@ -163,7 +164,7 @@ class Conversion:
         path = self.output / PROVENANCE
         if not path.exists():
             return
-        previous = json.loads(path.read_text(encoding="utf-8"))
+        previous = read_json(path)
         different = [key for key in self.header if previous.get(key) != self.header[key]]
         if different:
             was = {key: previous.get(key) for key in different}
