@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
@@ -176,10 +177,14 @@ class Segmenter:
         """Runs in a reader thread."""
         photo = read_photo(request.image)
         objects = _object_map(request, photo, words, protocol)
+        source = str(request.image) if isinstance(request.image, str | Path) else photo.name
+        return _Input(photo, self._network_image(photo), objects, source)
+
+    def _network_image(self, photo: Photo) -> UInt8[Tensor, "3 H W"]:
+        """The photo as EvalMapper resizes it."""
         size = int(self.model.image_size)  # type: ignore[arg-type]
         shown = Geometry((0, 0, photo.image.width, photo.image.height), ((size, size),)).image(photo.image)
-        source = str(request.image) if isinstance(request.image, str | Path) else photo.name
-        return _Input(photo, to_tensor(shown, channel_order="rgb"), objects, source)
+        return to_tensor(shown, channel_order="rgb")
 
     def _run(
         self, batch: Sequence[_Input], words: Vocabulary, protocol: str, return_scores: bool, attention: bool
@@ -196,7 +201,7 @@ class Segmenter:
                 protocol=protocol,
                 notes=item.photo.notes,
                 logits=scores.object_part.float().cpu().numpy() if return_scores else None,
-                attention=self._attention(item, labels, words) if attention else {},
+                attention=self._attention(item.network_image, labels, words) if attention else {},
             )
 
     @torch.inference_mode()
@@ -209,20 +214,32 @@ class Segmenter:
         choice = PROTOCOLS[protocol]().choose(reader, sample, words)
         return reader.object_parts if choice is None else reader.choose([choice])[0]
 
+    def attention(
+        self,
+        image: ImageLike,
+        labels: Int[np.ndarray, "h w"] | Int[Tensor, "h w"],
+        vocabulary: VocabularyLike | None = None,
+    ) -> dict[str, Float[np.ndarray, "rows columns"]]:
+        """Where the network looks for each part of a label map of the photo: name -> attention on the token grid.
+
+        Last decoder layer, averaged over the part's cells (paper, eq. 6). ValueError for models without part prompts.
+        """
+        words = self.vocabulary if vocabulary is None else as_vocabulary(vocabulary)
+        return self._attention(self._network_image(read_photo(image)), torch.as_tensor(labels).to(self.device), words)
+
     @torch.inference_mode()
-    def _attention(self, item: _Input, labels: Tensor, words: Vocabulary) -> dict[str, np.ndarray]:
-        """Attention of the last decoder layer behind each part, averaged over the part's cells (paper, eq. 6)."""
+    def _attention(self, network_image: Tensor, labels: Tensor, words: Vocabulary) -> dict[str, np.ndarray]:
         layer = len(self.model.decoder.layers) - 1  # type: ignore[arg-type,union-attr]
-        image = item.network_image[None].to(labels.device)
-        with self.predictor.autocast(labels.device):
+        image = network_image[None].to(self.device)
+        with self.predictor.autocast(self.device):
             outputs = self.model(image, words, text=self.prepare(words).text, attention_layers=(layer,))
         if outputs.object is None:
             raise ValueError("attention behind parts needs a model with part and object prompts, such as PartCLIPSeg")
-        height, width = image.shape[-2:]
         rows, columns = (
-            ((2 * torch.arange(n) + 1) * full) // (2 * n) for n, full in zip((height, width), labels.shape)
+            ((2 * torch.arange(size, device=labels.device) + 1) * full) // (2 * size)
+            for size, full in zip(image.shape[-2:], labels.shape)
         )
-        small = labels[rows.to(labels.device)][:, columns.to(labels.device)][None]
+        small = labels[rows][:, columns][None]
         found = masked_attention(outputs.attention, small, vocabulary=words, options=MaskAttention(layers=(layer,)))
         ids = found.object_part.tolist()
         return {words.object_parts[k]: heat.float().cpu().numpy() for k, heat in zip(ids, found.maps, strict=True)}

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8, UInt16
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from partseg.structures import IGNORE_LABEL
 from partseg.utils import visualize
 from partseg.utils.files import write_atomic
 from partseg.vocabulary import Vocabulary
 
 BACKGROUND = "background"
+_NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Prediction:
 
     def overlay(self, *, alpha: float = 0.55, max_side: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
         """The photo with its parts in colour, shrunk to `max_side` pixels where it is larger."""
-        image, labels = _shrunk(self.image, self.labels, max_side)
+        image, labels = shrunk(self.image, self.labels, max_side)
         return visualize.overlay(image, labels, self.names[:-1], alpha=alpha)
 
     def picture(self, *, alpha: float = 0.55, max_side: int | None = 1600) -> UInt8[np.ndarray, "h w 3"]:
@@ -102,6 +104,10 @@ class Prediction:
         sheet.paste(Image.fromarray(legend), (shown.shape[1], 0))
         return np.asarray(sheet)
 
+    def file_labels(self) -> UInt16[np.ndarray, "h w"]:
+        """uint16 ids as tools/eval_net.py stores them: background is 65535, whatever the number of classes."""
+        return np.where(self.labels == len(self.vocabulary), IGNORE_LABEL, self.labels).astype(np.uint16)
+
     def to_dict(self) -> dict[str, object]:
         """Everything but pixels, ready for JSON: size, words, notes, and the segments as COCO annotations."""
         return {
@@ -114,7 +120,7 @@ class Prediction:
             "segments": [
                 {
                     "name": s.name,
-                    "category_id": s.label,
+                    "label": s.label,
                     "area": s.area,
                     "bbox": list(s.box),
                     "segmentation": s.rle,
@@ -125,13 +131,21 @@ class Prediction:
         }
 
     def save(self, folder: str | Path, *, stem: str | None = None, max_side: int | None = 1600) -> list[Path]:
-        """Write `<stem>.png` (picture with legend), `<stem>_labels.png` (16-bit ids) and `<stem>.json`; their paths."""
+        """Write `<stem>.png` (with legend), `<stem>_labels.png` (see `file_labels`) and `<stem>.json`; their paths."""
         folder, stem = Path(folder), stem or self.name
         paths = [folder / f"{stem}.png", folder / f"{stem}_labels.png", folder / f"{stem}.json"]
         visualize.save_png(self.picture(max_side=max_side), paths[0])
-        visualize.save_png(self.labels.astype(np.uint16), paths[1])
+        visualize.save_png(self.file_labels(), paths[1])
         write_atomic(paths[2], json.dumps(self.to_dict(), ensure_ascii=False, indent=1).encode())
         return paths
+
+    def without_pixels(self) -> Prediction:
+        """A copy that holds segments, names and notes but no pictures: a few kilobytes, to be kept by the thousand."""
+        empty = replace(
+            self, labels=np.broadcast_to(np.int32(0), self.labels.shape), image=_NO_IMAGE, logits=None, attention={}
+        )
+        empty.__dict__.update(segments=self.segments, found=self.found)
+        return empty
 
     def attention_picture(self, *, max_side: int = 320, columns: int = 4) -> UInt8[np.ndarray, "h w 3"]:
         """Contact sheet of the attention behind each part found, over the darkened photo."""
@@ -139,8 +153,8 @@ class Prediction:
             raise ValueError(
                 f"{self.name}: no attention was kept; call predict(..., attention=True), or nothing was found"
             )
-        image, _ = _shrunk(self.image, self.labels, max_side)
-        cells = [visualize_heat(image, heat) for heat in self.attention.values()]
+        image, _ = shrunk(self.image, self.labels, max_side)
+        cells = [heat_picture(image, heat) for heat in self.attention.values()]
         return visualize.tile(cells, columns=columns, captions=list(self.attention))
 
     def _segment(self, label: int) -> Segment:
@@ -159,7 +173,7 @@ class Prediction:
         )
 
 
-def visualize_heat(image: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "r c"]) -> UInt8[np.ndarray, "h w 3"]:
+def heat_picture(image: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "r c"]) -> UInt8[np.ndarray, "h w 3"]:
     """The darkened photo, lit in warm colour where `heat` is high (stretched to its own range)."""
     low, high = float(heat.min()), float(heat.max())
     scaled = (heat - low) / (high - low) if high > low else np.zeros_like(heat)
@@ -169,7 +183,7 @@ def visualize_heat(image: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "r
     return np.rint(np.clip(0.45 * image + 0.75 * warm, 0, 255)).astype(np.uint8)
 
 
-def _shrunk(image: np.ndarray, labels: np.ndarray, max_side: int | None) -> tuple[np.ndarray, np.ndarray]:
+def shrunk(image: np.ndarray, labels: np.ndarray, max_side: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Photo (antialiased) and labels (nearest) with their longer side at most `max_side`."""
     height, width = labels.shape
     if max_side is None or max(height, width) <= max_side:
@@ -179,3 +193,34 @@ def _shrunk(image: np.ndarray, labels: np.ndarray, max_side: int | None) -> tupl
     rows, columns = ((2 * np.arange(n) + 1) * full // (2 * n) for n, full in ((size[1], height), (size[0], width)))
     small = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
     return np.asarray(small), labels[rows][:, columns]
+
+
+def coco_document(predictions: Sequence[Prediction]) -> dict[str, object]:
+    """A COCO file's content: ids count from 1, categories are in label order with the object as their group.
+
+    The predictions must share a vocabulary.
+    """
+    words = predictions[0].vocabulary
+    categories = [
+        {"id": k + 1, "name": name, "supercategory": owner}
+        for k, (name, (owner, _)) in enumerate(zip(words.object_parts, words.pairs))
+    ]
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    for number, prediction in enumerate(predictions, 1):
+        height, width = prediction.labels.shape
+        images.append({"id": number, "file_name": prediction.source, "height": height, "width": width})
+        for segment in prediction.segments:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": segment.label + 1,
+                    "segmentation": segment.rle,
+                    "area": segment.area,
+                    "bbox": list(segment.box),
+                    "iscrowd": 0,
+                    **({} if segment.score is None else {"score": round(segment.score, 4)}),
+                }
+            )
+    return {"images": images, "categories": categories, "annotations": annotations}

@@ -1,0 +1,160 @@
+"""Pieces of a page that needs no server: pictures that name the part under the pointer, bars, a confusion matrix.
+
+Everything is inline (data URIs, one style sheet, one script), so a page is one file that asks nothing of a network.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from partseg.utils.visualize import color_of
+
+_FILES = Path(__file__).parent / "page_files"
+_NOTHING = 65535
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One line of a bar chart, in percent; None is "not defined"."""
+
+    name: str
+    value: float | None
+    unseen: bool = False
+
+
+def document(title: str, body: str) -> str:
+    """A whole HTML page; `title` is text, `body` is HTML."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
+        f"<title>{escape(title)}</title><style>{_file('page.css')}{viewer_style()}</style></head>"
+        f"<body><main>{body}</main><script>{viewer_script()}</script></body></html>\n"
+    )
+
+
+def viewer_style() -> str:
+    """CSS of `viewer`."""
+    return _file("viewer.css")
+
+
+def viewer_script() -> str:
+    """JavaScript of `viewer`; sets up every viewer that is or comes on the page."""
+    return _file("viewer.js")
+
+
+def viewer(
+    image: UInt8[np.ndarray, "h w 3"],
+    labels: Int[np.ndarray, "h w"],
+    names: Sequence[str],
+    *,
+    legend: bool = True,
+    caption: str = "",
+) -> str:
+    """HTML of a photo under its label map; the pointer shows the class, ids >= len(names) are background.
+
+    The page must carry `viewer_style` and `viewer_script`.
+    """
+    counts = np.bincount(labels.ravel(), minlength=1)
+    found = [k for k in np.argsort(-counts[: len(names)], kind="stable").tolist() if counts[k]]
+    classes = [{"id": k, "name": names[k], "color": list(color_of(names[k]))} for k in found]
+    buttons = "".join(
+        f'<button type="button" data-id="{c["id"]}"><i style="background: rgb{tuple(c["color"])}"></i>'  # type: ignore[arg-type]
+        f"{escape(str(c['name']))} <small>{_share(counts[k] / labels.size)}</small></button>"
+        for c, k in zip(classes, found)
+    )
+    return (
+        f'<div class="partseg-viewer" data-classes="{escape(json.dumps(classes))}"><div class="stage">'
+        f'<img class="photo" alt="" src="{jpeg_uri(image)}">'
+        f'<img class="ids" alt="" src="{_ids_uri(labels, len(names))}">'
+        f'<canvas></canvas><div class="tip"></div></div>'
+        + (f'<div class="legend">{buttons or "nothing found"}</div>' if legend else "")
+        + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "")
+        + "</div>"
+    )
+
+
+def figure(image: UInt8[np.ndarray, "h w 3"], *, caption: str = "") -> str:
+    """HTML of a plain picture."""
+    return (
+        f'<figure><img class="plain" alt="" src="{jpeg_uri(image)}"><figcaption>{escape(caption)}</figcaption></figure>'
+    )
+
+
+def bars(values: Sequence[Bar]) -> str:
+    """HTML bar chart, 0 to 100, in the order given."""
+    lines = []
+    for bar in values:
+        width = 0.0 if bar.value is None else max(0.0, min(100.0, bar.value))
+        shown = "none" if bar.value is None else f"{bar.value:.1f}"
+        lines.append(
+            f'<div class="bar{" unseen" if bar.unseen else ""}" title="{escape(bar.name)}: {shown}">'
+            f'<span class="name">{escape(bar.name)}</span>'
+            f'<div class="track"><div class="fill" style="width: {width:.2f}%"></div></div>'
+            f'<span class="value">{shown}</span></div>'
+        )
+    return f'<div class="bars">{"".join(lines)}</div>'
+
+
+def matrix(shares: np.ndarray, names: Sequence[str]) -> str:
+    """HTML table of a square matrix with entries in 0..1, rows are truth; pointing at a cell tells its two names."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    rows = []
+    for name, row in zip(names, shares):
+        cells = "".join(
+            f'<td style="background: {_blue(value)}" title="{escape(name)} as {escape(other)}: {value:.1%}"></td>'
+            if value > 0.0005
+            else "<td></td>"
+            for other, value in zip(names, row.tolist())
+        )
+        rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
+    body = f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="matrix"><table>{body}</table></div>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """HTML table of texts."""
+    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    return f'<table class="numbers">{"".join(lines)}</table>'
+
+
+def jpeg_uri(image: UInt8[np.ndarray, "h w 3"], *, quality: int = 88) -> str:
+    """The picture as a data URI."""
+    return _uri(image, "JPEG", quality)
+
+
+def _ids_uri(labels: np.ndarray, num_names: int) -> str:
+    ids = np.where((labels >= 0) & (labels < num_names), labels, _NOTHING).astype(np.uint16)
+    return _uri(np.stack([ids & 255, ids >> 8, np.zeros_like(ids)], -1).astype(np.uint8), "PNG", None)
+
+
+def _uri(image: np.ndarray, kind: str, quality: int | None) -> str:
+    stream = BytesIO()
+    Image.fromarray(image).save(stream, kind, **({} if quality is None else {"quality": quality}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}" if value >= 0.01 else f"{value:.1%}" if value >= 0.001 else "<0.1%"
+
+
+def _blue(value: float) -> str:
+    """White to deep blue; the root makes small confusions visible."""
+    strength = value**0.5
+    return f"rgb({round(255 - 215 * strength)}, {round(255 - 165 * strength)}, {round(255 - 60 * strength)})"
+
+
+def _file(name: str) -> str:
+    return (_FILES / name).read_text(encoding="utf-8")
