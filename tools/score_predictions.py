@@ -25,7 +25,14 @@ from partseg.utils.config import cli, instantiate
 
 @cli("score")
 def main(cfg: DictConfig) -> None:
-    dataset = instantiate(cfg.eval_dataset, split=cfg.eval.split, mapper=EvalMapper(size=1))
+    score(cfg)
+
+
+def score(cfg: DictConfig) -> None:
+    """Score the folder of predictions."""
+    dataset = instantiate(
+        cfg.eval_dataset, split=cfg.eval.split, mapper=EvalMapper(size=2)
+    )  # the image is not looked at
     if cfg.eval.limit_images is not None:
         dataset = dataset.subset(range(min(cfg.eval.limit_images, len(dataset))))
     vocabulary = dataset.vocabulary.with_unseen(()) if cfg.all_seen else dataset.vocabulary
