@@ -1,4 +1,4 @@
-"""Every YAML file of configs/, found recursively, composes, binds to what it names, and builds if that needs no data."""
+"""Every YAML file of configs/, found recursively, composes, binds to what it names, and builds where it can."""
 
 from functools import cache
 from itertools import zip_longest

@@ -102,6 +102,8 @@ class Checkpoints:
         for path in sorted(self.folder.glob("iter_*.pt"))[: -self.keep]:
             if path.name not in kept:
                 path.unlink()
+        for path in self.folder.glob(".*.part"):  # left by a kill in the middle of a save
+            path.unlink()
 
 
 def load(path: str | Path) -> dict[str, Any]:

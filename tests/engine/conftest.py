@@ -1,6 +1,7 @@
 """The tiny run: as a module, in forked processes, and as a command."""
 
 import importlib.util
+import logging
 import multiprocessing
 import os
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from partseg.engine import writers
 
 SCRIPT = Path(__file__).parent / "tiny.py"
 
@@ -21,6 +24,32 @@ def tiny():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def run_of(tiny):
+    """`tiny.run_of`, with writers that are closed after the test."""
+    made = []
+
+    def make(directory, **options):
+        directory.mkdir(parents=True, exist_ok=True)
+        made.append(tiny.run_of(directory, **options))
+        return made[-1]
+
+    yield make
+    for run in made:
+        for writer in run.writers:
+            writer.close()
+
+
+@pytest.fixture(autouse=True)
+def _log_closed_afterwards():
+    yield
+    for handler in list(writers.LOG.handlers):
+        writers.LOG.removeHandler(handler)
+        handler.close()
+    writers.LOG.propagate = True
+    writers.LOG.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

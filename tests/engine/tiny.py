@@ -176,7 +176,10 @@ def train(cfg) -> bool:
     built = trainer(start=start, hooks=hooks, **options)
     if state:
         restore(state, model=built.model, optimizer=built.optimizer, vocabulary=built.vocabulary)
-    return built.train(start)
+    complete = built.train(start)
+    for writer in run.writers:
+        writer.close()
+    return complete
 
 
 if __name__ == "__main__":

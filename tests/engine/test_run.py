@@ -1,0 +1,64 @@
+"""Run directories: which one, what it continues, what changed."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from partseg.engine.optim import adamw
+from partseg.engine.run import differences, open_run
+
+
+@pytest.fixture
+def config(tmp_path):
+    settings = {"output_root": str(tmp_path / "output"), "name": "x", "resume": "auto", "optimizer": {"lr": 0.1}}
+    return OmegaConf.create(settings)
+
+
+@pytest.fixture
+def finished(tmp_path, tiny, config, run_of):
+    """A run with a checkpoint at iteration 7."""
+    directory = tmp_path / "output" / "x"
+    run, model = run_of(directory), tiny.TinyNet()
+    optimizer = adamw(model, lr=0.1, weight_decay=0.0)
+    run.checkpoints.config = OmegaConf.to_container(config)
+    run.checkpoints.save(model, optimizer=optimizer, iteration=7, vocabulary=tiny.vocabulary())
+    return directory
+
+
+def test_a_new_run_says_what_it_is(config, tmp_path):
+    directory, state = open_run(config)
+    assert directory == tmp_path / "output" / "x" and state is None
+    assert sorted(p.name for p in directory.iterdir()) == ["config.yaml", "env.txt", "log.txt"]
+
+
+def test_auto_continues_and_reports_what_changed(config, finished):
+    config.optimizer.lr = 0.2
+    directory, state = open_run(config)
+    assert directory == finished and state["iteration"] == 7
+    log = (directory / "log.txt").read_text()
+    assert "continuing" in log and "optimizer.lr was 0.1, is now 0.2" in log
+
+
+def test_never_does_not_overwrite(config, finished):
+    config.resume = "never"
+    with pytest.raises(ValueError, match="holds a run already and resume=never"):
+        open_run(config)
+    config.name = "y"
+    assert open_run(config)[1] is None
+
+
+def test_a_directory_is_continued_under_any_name(config, finished):
+    config.name, config.resume = "other", str(finished)
+    directory, state = open_run(config)
+    assert directory == finished and state["iteration"] == 7
+    config.resume = str(finished / "checkpoints" / "latest.pt")
+    with pytest.raises(ValueError, match="is a file; give the run's directory"):
+        open_run(config)
+    config.resume = str(finished / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        open_run(config)
+
+
+def test_differences_name_added_and_removed_keys():
+    old, new = {"a": {"b": 1, "c": 2}, "name": "x"}, {"a": {"b": 3}, "name": "y", "d": None}
+    assert differences(old, new) == ["a.b was 1, is now 3", "a.c was 2, is now 'absent'", "d was 'absent', is now None"]
+    assert differences(old, old) == []
