@@ -17,7 +17,7 @@ Arguments are key=value:
     out       picture to write (default attention.png)
 
 Each row is a part: its mask, then per checkpoint the map A_c of equation 6 and its highest value inside the part.
-The separation and enhancement of every image and checkpoint are printed (docs/losses.md).
+The mean separation and enhancement of each checkpoint over the pictures are printed (docs/losses.md).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from partseg.data import catalog
 from partseg.data.images import read_photo
 from partseg.data.mapper import EvalMapper
 from partseg.engine import checkpoint as checkpoints
-from partseg.losses.heatmaps import LabelledPicture, cells, heatmaps
+from partseg.losses.heatmaps import LabelledPicture, cells, heatmaps, summary
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.utils.visualize import save_png, tile
 
@@ -91,15 +91,16 @@ def main(arguments: Sequence[str]) -> None:
     pictures = pictures_of_dataset(values) if "dataset" in values else pictures_of_photos(values)
     runs = values["ckpt"].split(",")
     names = [run.rstrip("/").removesuffix("/checkpoints/latest.pt").rsplit("/", 1)[-1] for run in runs]
-    models = [checkpoints.load_model(run)[0] for run in runs]
     layer = int(values["layer"]) if "layer" in values else None
     parts = [part for part in values.get("parts", "").split(",") if part]
+    columns = []
+    for name, run in zip(names, runs):
+        model = checkpoints.load_model(run)[0]
+        columns.append([heatmaps(model, picture, layer=layer) for picture in pictures])
+        print(f"{name}: {summary(columns[-1])}")
     drawn = []
-    for picture in pictures:
-        columns = [(name, heatmaps(model, picture, layer=layer)) for name, model in zip(names, models)]
-        for name, column in columns:
-            print(f"{picture.name}  {name}: separation {column.separation:.3f}  enhancement {column.enhancement:.3f}")
-        drawn += cells(picture, columns, parts=parts)
+    for picture, row in zip(pictures, zip(*columns)):
+        drawn += cells(picture, list(zip(names, row)), parts=parts)
     if not drawn:
         raise ValueError("none of the pictures shows any of the parts asked for; choose others with index= or parts=")
     sheet = tile([cell for cell, _ in drawn], columns=1 + len(runs), captions=[text for _, text in drawn])

@@ -82,6 +82,15 @@ def measure(
     )
 
 
+def summary(found: Sequence[Heatmaps]) -> str:
+    """Mean term values over the pictures that have parts, in words."""
+    values = [(one.separation, one.enhancement) for one in found if one.labels]
+    if not values:
+        return "no picture has parts"
+    separation, enhancement = np.mean(values, axis=0)
+    return f"separation {separation:.3f}, enhancement {enhancement:.3f}, mean of {len(values)} pictures with parts"
+
+
 def cells(
     picture: LabelledPicture,
     columns: Sequence[tuple[str, Heatmaps]],

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from partseg.losses.attention_maps import MaskAttention
-from partseg.losses.heatmaps import Heatmaps, LabelledPicture, cells, heatmaps, measure, nearest
+from partseg.losses.heatmaps import Heatmaps, LabelledPicture, cells, heatmaps, measure, nearest, summary
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.utils.config import compose, instantiate
 
@@ -52,6 +52,9 @@ def test_one_row_per_part_and_one_column_per_network(picture, vocabulary):
 def test_a_picture_without_parts_draws_nothing(picture):
     nothing = Heatmaps((), np.zeros((0, 4, 4)), (), 0.0, 0.0)
     assert cells(picture, [("run", nothing)]) == []
+    assert summary([nothing]) == "no picture has parts"
+    something = Heatmaps((0,), np.zeros((1, 4, 4)), (0.1,), 0.5, 0.25)
+    assert summary([nothing, something]).startswith("separation 0.500, enhancement 0.250, mean of 1 ")
 
 
 def test_nearest_takes_the_first_pixel_of_each_cell():
