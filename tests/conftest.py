@@ -5,8 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from partseg.data.toy.writer import ToyOptions, write_toy
+from partseg.engine.checkpoint import Checkpoints
+from partseg.engine.run import plain
+from partseg.utils.config import compose, instantiate
+
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT.parent / "shared" / "samples"
+TOY = ("dataset=toy_pascal_part_116", "model=part_clipseg_tiny", "launch.num_gpus=0", "eval.num_workers=0")
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +34,18 @@ def samples() -> Path:
     if not SAMPLES.is_dir():
         pytest.skip(f"real sample files are not beside the checkout ({SAMPLES.relative_to(ROOT.parent)})")
     return SAMPLES
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directory of an untrained tiny model, as training leaves it; its synthetic data lies in `data/` beside it."""
+    folder = tmp_path_factory.mktemp("toy_run")
+    write_toy(folder / "data" / "ToyPascalPart116", ToyOptions(num_train=2, num_val=5, size=80))
+    config = compose("train", [*TOY, f"data_root={folder / 'data'}"])
+    torch.manual_seed(0)
+    model = instantiate(config.model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    vocabulary = instantiate(config.dataset, split="train").vocabulary
+    checkpoints = Checkpoints(folder / "run" / "checkpoints", config=plain(config))
+    checkpoints.save(model, optimizer=optimizer, iteration=3, vocabulary=vocabulary, ema=None)
+    return folder / "run"

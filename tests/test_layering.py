@@ -68,19 +68,19 @@ def test_optional_packages_are_imported_lazily(path):
     assert not roots & OPTIONAL
 
 
-def test_importing_every_module_loads_no_optional_package():
+def test_every_module_imports_where_the_optional_packages_are_absent():
     names = [
         ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for p in MODULES
-        if p.parent.name != "integrations"
+        if p.parent.name != "integrations" and p.name != "__main__.py"
     ]
     code = (
         "import importlib, sys\n"
+        # None in sys.modules makes `import name` raise ImportError, as on a machine without the package
+        f"for name in {sorted(OPTIONAL)!r}: sys.modules[name] = None\n"
         f"for name in {names!r}: importlib.import_module(name)\n"
-        f"loaded = sorted({OPTIONAL!r} & set(sys.modules))\n"
-        "print(loaded); sys.exit(bool(loaded))"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 

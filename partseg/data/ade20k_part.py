@@ -19,6 +19,7 @@ from partseg.vocabulary import Vocabulary
 
 FOLDER_NAMES = ("ADE20KPart234", "ADE20K-Part-234")
 PART_FOLDER = "annotations_detectron2_part"
+LABEL_BITS = 16
 SPLIT_FOLDERS = {"train": "training", "val": "validation"}
 
 _log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def _records(
             file_name=str(path),
             object_part_file_name=str(parts[stem]),
             instances=annotated.get(stem, ()),
-            label_bits=16,
+            label_bits=LABEL_BITS,
         )
         for stem, path in images.items()
     ]

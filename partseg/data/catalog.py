@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from partseg.data.dataset import PartSegDataset
 from partseg.utils.config import config_dir, instantiate
+from partseg.vocabulary import Vocabulary
 
 
 def names() -> tuple[str, ...]:
@@ -30,12 +32,24 @@ def get(
     Without `root` the data set's own folder under `data_root` is used. `overrides` are arguments of the builder that
     the YAML file names: `get("pascal_part_116", split="train", shots=16)`.
     """
+    node = _node(name)
+    if root is not None:
+        overrides["root"] = str(root)
+    config = OmegaConf.create({"data_root": str(data_root), "dataset": node})
+    return instantiate(config.dataset, split=split, **overrides)
+
+
+def describe(name: str) -> tuple[Vocabulary, int | None]:
+    """Vocabulary that numbers the label files of data set `name`, and the bits of these files, without reading any."""
+    module = importlib.import_module(str(_node(name)["_target_"]).rpartition(".")[0])
+    return module.vocabulary(), module.LABEL_BITS
+
+
+def _node(name: str) -> DictConfig:
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise KeyError(f"no data set {name!r} in {config_dir() / 'dataset'}.{hint} It has: {', '.join(names())}")
-    if root is not None:
-        overrides["root"] = str(root)
     node = OmegaConf.load(config_dir() / "dataset" / f"{name}.yaml")
-    config = OmegaConf.create({"data_root": str(data_root), "dataset": node})
-    return instantiate(config.dataset, split=split, **overrides)
+    assert isinstance(node, DictConfig)
+    return node

@@ -23,6 +23,7 @@ from partseg.vocabulary import Vocabulary
 FOLDER_NAMES = ("PartImageNet", "PartImageNet_Seg", "partimagenet")
 LAYOUTS = (("images", "annotations"), ("images", "train.json"), ("images", "val.json"), ("val", "val.json"))
 SPLITS = ("train", "val", "test")
+LABEL_BITS = None  # polygons, no label files
 INDEX_FILE = "partimagenet_40_index.json"
 
 _VOCABULARIES = Path(__file__).parent / "vocabularies"

@@ -16,6 +16,7 @@ from partseg.vocabulary import Vocabulary
 FOLDER_NAMES = ("PascalPart116", "Pascal-Part-116")
 PART_FOLDER = "annotations_detectron2_part"
 OBJECT_FOLDER = "annotations_detectron2_obj"
+LABEL_BITS = 8
 
 
 def vocabulary() -> Vocabulary:

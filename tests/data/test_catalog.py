@@ -50,3 +50,15 @@ def test_augmentations_build(path):
     official = path.stem == "official"
     assert (mapper.channel_order, mapper.short_edge) == (("bgr", 800) if official else ("rgb", None))
     assert mapper.unseen_as_background == official and mapper.size == 352
+
+
+def test_describe_reads_no_data():
+    for name, size, bits in (
+        ("toy_pascal_part_116", 116, 8),
+        ("ade20k_part_234", 234, 16),
+        ("partimagenet_40", 147, None),
+    ):
+        vocabulary, label_bits = catalog.describe(name)
+        assert (len(vocabulary), label_bits) == (size, bits)
+    with pytest.raises(KeyError, match="Did you mean"):
+        catalog.describe("pascal_part116")

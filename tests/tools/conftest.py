@@ -1,16 +1,10 @@
-"""A tiny synthetic data set and an untrained checkpoint of a tiny model, as training would leave them."""
+"""Tools as modules and command lines on the tiny checkpoint of tests/conftest.py."""
 
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
-
-from partseg.data.toy.writer import ToyOptions, write_toy
-from partseg.engine.checkpoint import Checkpoints
-from partseg.engine.run import plain
-from partseg.utils.config import compose, instantiate
 
 ROOT = Path(__file__).parents[2]
 TOY = ("dataset=toy_pascal_part_116", "model=part_clipseg_tiny", "launch.num_gpus=0", "eval.num_workers=0")
@@ -22,21 +16,6 @@ def load_tool(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="session")
-def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run directory with a checkpoint; the data set lies in `data/` beside it."""
-    folder = tmp_path_factory.mktemp("toy_run")
-    write_toy(folder / "data" / "ToyPascalPart116", ToyOptions(num_train=2, num_val=5, size=80))
-    config = compose("train", [*TOY, f"data_root={folder / 'data'}"])
-    torch.manual_seed(0)
-    model = instantiate(config.model)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    vocabulary = instantiate(config.dataset, split="train").vocabulary
-    checkpoints = Checkpoints(folder / "run" / "checkpoints", config=plain(config))
-    checkpoints.save(model, optimizer=optimizer, iteration=3, vocabulary=vocabulary, ema=None)
-    return folder / "run"
 
 
 @pytest.fixture

@@ -1,0 +1,47 @@
+"""PartCLIPSeg on Pascal-Part-116 trained by detectron2's engine (its tools/lazyconfig_train_net.py); see detectron2.md."""
+
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.data import DatasetCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.model_zoo import get_config
+from detectron2.solver.build import get_default_optimizer_params
+from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
+
+from partseg.data.pascal_part import vocabulary
+from partseg.engine.checkpoint import init_from
+from partseg.integrations import detectron2 as bridge
+from partseg.utils.config import compose, instantiate
+
+TRAIN, TEST = "partseg_pascal_part_116_train", "partseg_pascal_part_116_val"
+bridge.register_datasets("data")
+
+
+def build_model(experiment: str) -> bridge.Detectron2Model:
+    """The network and criterion of one of our experiments, start weights loaded."""
+    config = compose("train", [f"experiment={experiment}"])
+    network = instantiate(config.model)
+    if config.init_from:
+        init_from(network, config.init_from)
+    return bridge.Detectron2Model(network, vocabulary=vocabulary(), criterion=instantiate(config.criterion))
+
+
+def mapper(name: str, is_train: bool) -> bridge.PartSegMapper:
+    """Images at the network's 352 x 352 pixels."""
+    return bridge.PartSegMapper.of(name, size=352, is_train=is_train)
+
+
+model = L(build_model)(experiment="part_clipseg_pascal_part_116")
+dataloader = {
+    "train": L(build_detection_train_loader)(
+        dataset=L(DatasetCatalog.get)(name=TRAIN), mapper=L(mapper)(name=TRAIN, is_train=True), total_batch_size=8
+    ),
+    "test": L(build_detection_test_loader)(
+        dataset=L(DatasetCatalog.get)(name=TEST), mapper=L(mapper)(name=TEST, is_train=False), num_workers=4
+    ),
+    "evaluator": L(bridge.Detectron2Evaluator)(vocabulary=L(vocabulary)()),
+}
+# That tool puts the model into optimizer.params. It does not clip gradients; our own trainer does, as the paper.
+optimizer = L(torch.optim.AdamW)(params=L(get_default_optimizer_params)(), lr=1e-4, weight_decay=1e-4)
+lr_multiplier = L(PolynomialDecayParamScheduler)(base_value=1.0, power=0.9)
+train = get_config("common/train.py").train
+train.update(max_iter=20000, eval_period=1000, init_checkpoint="", output_dir="output/detectron2")
