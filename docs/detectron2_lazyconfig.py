@@ -1,4 +1,4 @@
-"""PartCLIPSeg on Pascal-Part-116 trained by detectron2's engine (its tools/lazyconfig_train_net.py); see detectron2.md."""
+"""PartCLIPSeg on Pascal-Part-116, trained by detectron2's tools/lazyconfig_train_net.py; see detectron2.md."""
 
 import torch
 from detectron2.config import LazyCall as L
