@@ -68,12 +68,16 @@ class ScoreReader:
             for object_id in _present(choice.objects, len(choice.parts)):
                 wanted.setdefault(choice.parts[object_id], []).append((i, object_id))
         for parts, places in wanted.items():
+            masks = [torch.eq(maps[i], object_id, out=torch.empty_like(maps[i])) for i, object_id in places]
+            box = _bounding_box(masks)
+            inside = (slice(box[0], box[2]), slice(box[1], box[3]))
             channels = torch.tensor(parts, device=self.scores.object_part.device)
-            best = upsample.argmax(self.scores.object_part, self.scores.size, channels=channels, chunk=self.class_chunk)
+            best = upsample.argmax(
+                self.scores.object_part, self.scores.size, channels=channels, box=box, chunk=self.class_chunk
+            )
             offset = best.float().sub_(background)
-            for i, object_id in places:
-                inside = torch.eq(maps[i], object_id, out=torch.empty_like(maps[i]))
-                labels[i].addcmul_(inside, offset)
+            for (i, _), mask in zip(places, masks):
+                labels[i][inside].addcmul_(mask[inside], offset)
         done = {
             (id(choice.objects), choice.parts): label.add_(background).int() for choice, label in zip(distinct, labels)
         }
@@ -84,3 +88,12 @@ def _present(objects: Int[Tensor, "h w"], num_objects: int) -> list[int]:
     """Object ids that occur in the map."""
     counts = torch.bincount(objects.flatten().clamp(max=num_objects), minlength=num_objects + 1)
     return counts[:num_objects].nonzero().flatten().tolist()
+
+
+def _bounding_box(masks: Sequence[Tensor]) -> upsample.Box:
+    """Smallest box around the ones of all masks."""
+    rows = torch.stack([mask.amax(1) for mask in masks]).amax(0).nonzero().flatten()
+    columns = torch.stack([mask.amax(0) for mask in masks]).amax(0).nonzero().flatten()
+    ends = torch.stack([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1])
+    top, left, bottom, right = ends.tolist()
+    return top, left, bottom, right

@@ -47,6 +47,24 @@ def test_choice_among_some_channels():
             assert torch.equal(index.long(), ids[full[ids].argmax(0)])
 
 
+@pytest.mark.parametrize("size", [(75, 90), (30, 40), (120, 10), (375, 500), (101, 333), (352, 352), (90, 1000)])
+def test_a_box_of_the_map(size):
+    generator = torch.Generator().manual_seed(6)
+    logits = (
+        torch.randn(7, 352, 352, generator=generator) if size[0] > 100 else torch.randn(7, 40, 50, generator=generator)
+    )
+    expected = plain(logits, size)
+    for _ in range(8):
+        rows = torch.randint(0, size[0] + 1, (2,), generator=generator).sort().values.tolist()
+        columns = torch.randint(0, size[1] + 1, (2,), generator=generator).sort().values.tolist()
+        box = (rows[0], columns[0], max(rows[1], rows[0] + 1), max(columns[1], columns[0] + 1))
+        if box[2] > size[0] or box[3] > size[1]:
+            continue
+        for chunk in (2, 3, None):
+            found = upsample.argmax(logits, size, box=box, chunk=chunk)
+            assert torch.equal(found.long(), expected[box[0] : box[2], box[1] : box[3]])
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
 def test_small_vocabularies(channels):
     logits = torch.randn(channels, 352, 352, generator=torch.Generator().manual_seed(5))
