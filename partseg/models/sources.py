@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,7 +111,9 @@ def _read(path: Path) -> tuple[Mapping[str, object], bool]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path), False
         if _is_scripted(path):
-            return torch.jit.load(str(path), map_location="cpu").state_dict(), True
+            with warnings.catch_warnings():  # OpenAI's files are what they are, the user can change nothing about it
+                warnings.simplefilter("ignore", FutureWarning)
+                return torch.jit.load(str(path), map_location="cpu").state_dict(), True
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (
         safetensors.SafetensorError,

@@ -1,0 +1,86 @@
+"""Parameters of a model per module, and the FLOPs and activation memory of a forward pass as the vocabulary grows.
+
+python tools/describe.py model=part_clipseg
+python tools/describe.py model=part_clipseg batch_size=8 classes=50,116,234,500,1000
+python tools/describe.py model=clipseg vocabulary=partseg/data/vocabularies/ade20k_part_234.yaml
+
+Needs neither weights nor data, and no memory to speak of: shapes are followed, nothing is computed.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from partseg.models.cost import Cost, forward_cost, made_up_vocabulary
+from partseg.models.finetune import trainable_table
+from partseg.utils.arguments import run
+from partseg.utils.config import compose, instantiate
+from partseg.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Options:
+    """`model` is a file of configs/model/, `vocabulary` a shipped name or a YAML file, `classes` made-up sizes."""
+
+    model: str
+    vocabulary: str = "pascal_part_116"
+    classes: str = ""
+    batch_size: int = 1
+    image_size: int | None = None
+    decoder_checkpoint: bool = False
+
+
+def main(options: Options) -> int:
+    """Print both tables."""
+    overrides = [f"model={options.model}", f"model.decoder_checkpoint={str(options.decoder_checkpoint).lower()}"]
+    node = compose("train", overrides).model
+    with torch.device("meta"):
+        model = instantiate(node)
+    print(trainable_table(model))
+    unused = sum(p.numel() for name, p in model.named_parameters() if name in model.unused_parameters())
+    print(f"of these, {unused:,} reach no output: image blocks after the last feature, CLIP's projection and scale\n")
+
+    full = find_vocabulary(options.vocabulary)
+    vocabularies = [full.seen_subset(), *([full] if not full.seen.all() else [])]
+    vocabularies += [made_up_vocabulary(int(count)) for count in options.classes.split(",") if count.strip()]
+    print(row("vocabulary", "classes", "text GFLOP", "GFLOP/image", "text MiB", "MiB/image", "MiB/batch"))
+    for vocabulary in vocabularies:
+        cost = forward_cost(lambda: instantiate(node), vocabulary, image_size=options.image_size)
+        print(describe(cost, options.batch_size))
+    print(
+        "forward only (training is about three times as much); MiB is what backward needs in fp32, for a batch of "
+        f"{options.batch_size}, without logits, weights, gradients and optimiser state"
+    )
+    return 0
+
+
+def describe(cost: Cost, batch_size: int) -> str:
+    """One line of the second table."""
+    flops = (f"{count / 1e9:.1f}" for count in (cost.text_flops, cost.image_flops))
+    sizes = (cost.text_bytes, cost.image_bytes, cost.text_bytes + batch_size * cost.image_bytes)
+    return row(cost.vocabulary, str(cost.num_classes), *flops, *(f"{size / 2**20:.0f}" for size in sizes))
+
+
+def row(*cells: str) -> str:
+    """Cells under each other: names to the left, numbers to the right."""
+    return f"{cells[0]:<24}" + "".join(f"{cell:>{max(13, len(cell) + 2)}}" for cell in cells[1:])
+
+
+def find_vocabulary(name: str) -> Vocabulary:
+    """A vocabulary by its shipped name or its path."""
+    shipped = resources.files("partseg.data") / "vocabularies"
+    names = sorted(p.name.removesuffix(".yaml") for p in shipped.iterdir() if p.name.endswith(".yaml"))
+    if name in names:
+        return Vocabulary.from_yaml(str(shipped / f"{name}.yaml"))
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"no vocabulary {name!r}: give one of {names} or the path of a YAML file")
+    return Vocabulary.from_yaml(name)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, Options, __doc__))
