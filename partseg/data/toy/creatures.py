@@ -138,6 +138,7 @@ SHEEP = Species(
 @dataclass(frozen=True)
 class _Coat:
     body: Paint
+    head: Paint
     limbs: Paint
     far: Paint
     inner: Paint
@@ -158,8 +159,11 @@ def _coat(species: Species, rng: np.random.Generator) -> _Coat:
     pattern = species.pattern if rng.random() < 0.75 or species.pattern == "wool" else "plain"
     body = Paint(base, pattern, accent, period=rng.uniform(6, 11), angle=rng.uniform(-0.5, 0.5))
     limb_color = pick(rng, species.face) if species.face else base
-    limbs = Paint(limb_color, "plain" if species.face else pattern, accent, body.period, body.angle)
-    return _Coat(body, limbs, Paint(shade(limb_color, 0.68)), Paint(shade(accent, 0.9)), Paint(shade(base, 0.45)))
+    marks: Pattern = "plain" if species.face else pattern
+    # The same shading on every species: parts of an unseen animal look like the parts of the seen ones.
+    head = Paint(shade(limb_color, 1.15), marks, accent, body.period, body.angle)
+    limbs = Paint(shade(limb_color, 0.78), marks, shade(accent, 0.78), body.period, body.angle)
+    return _Coat(body, head, limbs, Paint(shade(limb_color, 0.55)), Paint(shade(accent, 0.9)), Paint(shade(base, 0.45)))
 
 
 # ---- from the side -------------------------------------------------------------------------------------------------
@@ -226,7 +230,7 @@ def _tail(species: Species, coat: _Coat, root: tuple[float, float], rng: np.rand
 def _profile(species: Species, coat: _Coat, *, two_eyes: bool) -> list[Shape]:
     """The head seen from its right side, about the centre of the skull."""
     rx, ry = species.head
-    skin = coat.limbs
+    skin = coat.head
     shapes = _ear(species, (-0.05 * rx, -0.75 * ry), coat.far, side=0.35)
     if species.horns:
         shapes += _horn(species, (0.25 * rx, -0.8 * ry), side=0.4)
@@ -275,7 +279,7 @@ def _front_view(species: Species, coat: _Coat, rng: np.random.Generator) -> list
 
 def _face(species: Species, coat: _Coat) -> list[Shape]:
     rx, ry = max(0.15, species.head[1] * 1.05), species.head[0] * 0.95
-    skin = coat.limbs
+    skin = coat.head
     shapes: list[Shape] = []
     for side in (-1.0, 1.0):
         shapes += _ear(

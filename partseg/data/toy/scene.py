@@ -42,7 +42,7 @@ BUILDERS: dict[str, Builder] = {
 
 
 _AIRBORNE = frozenset({"aeroplane"})
-_CLOSE_UP = 0.15
+_CLOSE_UP = 0.2
 """Share of the pictures that show one object only, larger than the picture."""
 
 
@@ -80,15 +80,15 @@ class SceneArtist:
         """Objects from back to front, each placed on the ground of the picture."""
         if rng.random() < _CLOSE_UP:
             return [(subject, self._placed(subject, rng.uniform(0.35, 0.65), None, rng.uniform(1.2, 1.6), rng))]
-        num_others = int(rng.choice(3, p=(0.45, 0.35, 0.20)))
+        num_others = int(rng.choice(3, p=(0.50, 0.34, 0.16)))
         names = [subject, *(str(rng.choice(self._objects)) for _ in range(num_others))]
-        reach = rng.uniform(0.62, 0.98) if num_others == 0 else rng.uniform(0.50, 0.78)
+        reach = rng.uniform(0.80, 1.05) if num_others == 0 else rng.uniform(0.62, 0.90)
         center = 0.5 + rng.uniform(-0.12, 0.12) * (1 + num_others)
         side = 1 if center < 0.5 else -1
         arranged = []
         for order, name in enumerate(names):
             if order:
-                reach = rng.uniform(0.30, 0.58)
+                reach = rng.uniform(0.38, 0.66)
                 center = 0.5 + side * rng.uniform(0.12, 0.45)
                 side = -side
             base = min(rng.uniform(0.93, 1.0), max(horizon + 0.12, 0.5) + 0.38 * reach + rng.uniform(0.0, 0.14))
