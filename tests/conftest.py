@@ -1,5 +1,6 @@
 """Fixtures every test may use."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ def _one_thread_and_a_seed():
     """Two threads at most and a fixed seed, so that a test means the same on every machine."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _processes_as_installed():
+    """Processes that tests start see the packages a user has, see as_installed/sitecustomize.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).with_name("as_installed")), prepend=os.pathsep)
+        yield
 
 
 @pytest.fixture(scope="session")
