@@ -59,7 +59,8 @@ def launch(function: Callable[[DictConfig], R], config: DictConfig) -> R:
             return launcher(function, config)[0]
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise RuntimeError(f"rank {rank} failed, all processes were stopped: {failure.message}") from None
+        message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
+        raise RuntimeError(f"rank {rank} failed, all processes were stopped: {message}") from None
 
 
 def exit_for_requeue() -> None:

@@ -85,14 +85,22 @@ def forked(tmp_path):
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def start_tiny():
-    """Starts tests/engine/tiny.py with `key=value` arguments; returns the process."""
+    """Starts tests/engine/tiny.py with `key=value` arguments; returns the process, which ends with the test."""
+    started = []
 
     def start(**options) -> subprocess.Popen:
         arguments = [f"{key.replace('__', '.')}={value}" for key, value in options.items()]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(SCRIPT), *arguments]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

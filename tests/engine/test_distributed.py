@@ -39,20 +39,19 @@ def test_a_dead_data_worker_is_an_error(tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_one_failing_rank_stops_all_and_is_named(tmp_path, start_tiny):
-    started = time.monotonic()
     process = start_tiny(output=tmp_path, launch__num_processes=2, fail_rank=1, iterations=100000)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "rank 1 failed, all processes were stopped" in output and "ValueError: made to fail" in output
+    assert "RuntimeError: rank 1 failed, all processes were stopped: ValueError: made to fail" in output
     failed = (tmp_path / "alive_1").stat().st_mtime
-    assert time.time() - failed < 60 and time.monotonic() - started < 120
+    assert time.time() - failed < 60
     assert not alive(tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_sigterm_saves_on_all_ranks_and_asks_for_a_requeue(tmp_path, start_tiny):
     process = start_tiny(output=tmp_path, launch__num_processes=2, iterations=100000, every=100000)
     wait_for(tmp_path / "alive_1", process)
@@ -66,7 +65,7 @@ def test_sigterm_saves_on_all_ranks_and_asks_for_a_requeue(tmp_path, start_tiny)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_killed_launcher_leaves_no_orphans(tmp_path, start_tiny):
     process = start_tiny(output=tmp_path, launch__num_processes=2, iterations=100000, num_workers=1)
     wait_for(tmp_path / "alive_1", process)
@@ -81,7 +80,7 @@ def test_a_killed_launcher_leaves_no_orphans(tmp_path, start_tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_killed_rank_stops_the_others(tmp_path, start_tiny):
     process = start_tiny(output=tmp_path, launch__num_processes=2, iterations=100000)
     wait_for(tmp_path / "alive_1", process)
@@ -93,9 +92,10 @@ def test_a_killed_rank_stops_the_others(tmp_path, start_tiny):
 
 
 def wait_for(path: Path, process) -> None:
-    deadline = time.monotonic() + 90
+    """Starting takes seconds, or a minute on a machine that is busy otherwise."""
+    deadline = time.monotonic() + 200
     while not path.exists() or not path.read_text():
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline and process.poll() is None, f"{process.args} did not start"
         time.sleep(0.2)
     time.sleep(0.5)
 

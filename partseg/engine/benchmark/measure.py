@@ -1,0 +1,233 @@
+"""From a config to figures: builds the objects of each case, runs the measurements, returns plain values for the json.
+
+Peaks of memory are measured in a child process each, because an allocator does not give back what earlier work used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from partseg.data.loader import build_train_loader
+from partseg.engine.benchmark.inputs import random_batch, random_sample
+from partseg.engine.benchmark.memory import peak_above, saved_bytes
+from partseg.engine.benchmark.steps import EvaluateImage, TrainStep
+from partseg.engine.benchmark.timing import Phases, Stopwatch, Unit, interleave, medians
+from partseg.engine.launch import device_of
+from partseg.engine.run import plain
+from partseg.models.cost import made_up_vocabulary
+from partseg.utils import env
+from partseg.utils.config import instantiate
+from partseg.vocabulary import Vocabulary
+
+MODES = ("all", "train", "eval", "memory", "data")
+STEPS_FOR_PEAK = 3
+"""The first step makes the optimizer's state, the second is the first with all of it; the third shows any growth."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training measurement; `num_classes` None takes the names of the config's data set."""
+
+    batch_size: int
+    num_classes: int | None
+
+    @property
+    def name(self) -> str:
+        """As it stands in the json."""
+        classes = "" if self.num_classes is None else f", {self.num_classes} classes"
+        return f"batch {self.batch_size}{classes}"
+
+
+def measure(config: DictConfig) -> dict[str, Any]:
+    """All measurements that `bench` asks for, in the layout of the json (see docs/performance.md)."""
+    bench = config.bench
+    if bench.mode not in MODES:
+        raise ValueError(f"bench.mode={bench.mode!r} is not one of {list(MODES)}")
+    device = device_of(config)
+    if bench.threads is not None:
+        torch.set_num_threads(bench.threads)
+    env.set_tf32(config.train.tf32)
+    cases = [Case(b, k) for k in bench.classes for b in bench.batch_sizes]
+    result: dict[str, Any] = {**model_size(config), "memory_gb": None, "memory_gb_reason": None, "measurements": {}}
+    figures = result["measurements"]
+    if bench.mode in ("all", "memory"):
+        for case in cases:
+            figures[f"memory, {case.name}"] = memory(config, case)
+        result |= card_memory(config, device)
+    if bench.mode in ("all", "train", "eval"):
+        unit = Unit(device)
+        if bench.mode != "eval":
+            figures |= {f"train, {case.name}": time_training(config, case, unit) for case in cases}
+        if bench.mode != "train":
+            for num_classes in bench.classes:
+                classes = "" if num_classes is None else f", {num_classes} classes"
+                figures[f"eval, one image{classes}"] = time_evaluation(config, num_classes, unit)
+    if bench.mode == "data":
+        figures["data"] = time_data(config)
+    return {**result, "device": device.type, "environment": env.report(), "config": plain(config)}
+
+
+def model_size(config: DictConfig) -> dict[str, float]:
+    """Millions of parameters, all and trained."""
+    with torch.device("meta"):
+        parameters = list(instantiate(config.model).parameters())
+    return {
+        "params_m": round(sum(p.numel() for p in parameters) / 1e6, 3),
+        "trainable_m": round(sum(p.numel() for p in parameters if p.requires_grad) / 1e6, 3),
+    }
+
+
+def vocabulary_of(config: DictConfig, num_classes: int | None, *, training: bool) -> Vocabulary:
+    """Made-up names, or those of the config's data set: the seen ones for training, all for evaluation."""
+    if num_classes is not None:
+        return made_up_vocabulary(num_classes)
+    node = config.dataset if training else config.eval_dataset
+    module = importlib.import_module(node._target_.rpartition(".")[0])
+    if not hasattr(module, "vocabulary"):
+        raise ValueError(f"{module.__name__} has no vocabulary() to take names from; give bench.classes=[116]")
+    full: Vocabulary = module.vocabulary()
+    all_seen = "all_seen" in node and node.all_seen
+    return full.seen_subset() if training and not all_seen else full
+
+
+def training_step(config: DictConfig, case: Case) -> TrainStep:
+    """Model, criterion, optimizer and a random batch of the case."""
+    env.seed_everything(config.seed)
+    device = device_of(config)
+    model: nn.Module = instantiate(config.model).to(device)
+    if config.train.compile:
+        model.compile()
+    vocabulary = vocabulary_of(config, case.num_classes, training=True)
+    batch = random_batch(vocabulary, batch_size=case.batch_size, image_size=config.model.image_size)
+    return TrainStep(
+        model,
+        criterion=instantiate(config.criterion),
+        optimizer=instantiate(config.optimizer, model=model),
+        batch=batch.pin_memory() if device.type == "cuda" else batch,
+        vocabulary=vocabulary,
+        clip_norm=config.train.clip_norm,
+        precision=config.train.precision,
+    )
+
+
+def time_training(config: DictConfig, case: Case, unit: Unit) -> dict[str, Any]:
+    """Seconds and units of a training step and its phases."""
+    step = training_step(config, case)
+    figures = interleave(step, unit, repeats=config.bench.repeats, warmup=config.bench.warmup)
+    if config.bench.trace is not None:
+        trace(step, Path(config.bench.trace))
+    return {"batch_size": case.batch_size, **size_of(step.vocabulary), **figures}
+
+
+def time_evaluation(config: DictConfig, num_classes: int | None, unit: Unit) -> dict[str, Any]:
+    """Seconds and units of one evaluated image, the text encoded beforehand."""
+    env.seed_everything(config.seed)
+    vocabulary = vocabulary_of(config, num_classes, training=False)
+    height, width = config.bench.label_size
+    image = EvaluateImage(
+        instantiate(config.model).to(device_of(config)),
+        predictor=instantiate(config.predictor),
+        evaluators=instantiate(config.evaluator),
+        sample=random_sample(vocabulary, image_size=config.model.image_size, label_size=(height, width)),
+        vocabulary=vocabulary,
+    )
+    figures = interleave(image, unit, repeats=config.bench.repeats, warmup=config.bench.warmup)
+    if config.bench.trace is not None:
+        trace(image, Path(config.bench.trace))
+    return {"protocols": list(image.evaluators), **size_of(vocabulary), **figures}
+
+
+def time_data(config: DictConfig) -> dict[str, Any]:
+    """Seconds per sample: of one worker, and of the loader with its workers once they run."""
+    dataset = instantiate(
+        config.dataset, split="train", mapper=instantiate(config.augmentation), seed=config.seed
+    )
+    batches = config.bench.warmup + config.bench.repeats
+    batch_size = config.bench.batch_sizes[0]
+    device = torch.device("cpu")
+    samples = []
+    for draw in range(batches * batch_size):
+        watch = Stopwatch(device)
+        dataset[(draw % len(dataset), draw)]
+        watch.lap("sample")
+        samples.append(watch.stop())
+    loader = iter(
+        build_train_loader(dataset, batch_size=batch_size, num_workers=config.train.num_workers, seed=config.seed)
+    )
+    list(islice(loader, config.bench.warmup))
+    watch = Stopwatch(device)
+    list(islice(loader, config.bench.repeats))
+    watch.lap("loader")
+    per_sample: Phases = {
+        "one worker": medians(samples)["sample"],
+        f"loader, {config.train.num_workers} workers": watch.phases["loader"] / config.bench.repeats / batch_size,
+    }
+    return {"seconds": per_sample, "images": len(dataset), "repeats": len(samples)}
+
+
+def memory(config: DictConfig, case: Case) -> dict[str, Any]:
+    """Bytes kept for backward, and peak bytes of training steps, each in a process of its own."""
+    counted = in_child(_saved, config, case)
+    return {"batch_size": case.batch_size, "bytes": {**counted, **in_child(_peak, config, case)}}
+
+
+def card_memory(config: DictConfig, device: torch.device) -> dict[str, Any]:
+    """GB (1e9 bytes) of GPU memory at the config's own batch size, as table A4 states it."""
+    if device.type != "cuda":
+        return {"memory_gb": None, "memory_gb_reason": "no GPU was used; measurements hold the memory of a CPU"}
+    case = Case(config.train.batch_size // config.train.accumulation, None)
+    return {"memory_gb": in_child(_peak, config, case)["cuda_peak"] / 1e9}
+
+
+def in_child(function: Any, config: DictConfig, case: Case) -> dict[str, Any]:
+    """`function(plain config, case)` in a fresh process; MemoryError when the system stopped it."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(function, plain(config), case).result()
+        except BrokenProcessPool as error:
+            raise MemoryError(f"the process that measured {case.name} was killed: too little memory") from error
+
+
+def _saved(config: Mapping[str, Any], case: Case) -> dict[str, Any]:
+    step = _child_step(config, case)
+    count = saved_bytes(lambda: step.loss(Stopwatch(step.device)), model=step.model)
+    return {"saved_for_backward": count}
+
+
+def _peak(config: Mapping[str, Any], case: Case) -> dict[str, Any]:
+    step = _child_step(config, case)
+    return peak_above(lambda: [step() for _ in range(STEPS_FOR_PEAK)], device=step.device)
+
+
+def _child_step(config: Mapping[str, Any], case: Case) -> TrainStep:
+    cfg = OmegaConf.create(dict(config))
+    if cfg.bench.threads is not None:
+        torch.set_num_threads(cfg.bench.threads)
+    env.set_tf32(cfg.train.tf32)
+    return training_step(cfg, case)
+
+
+def size_of(vocabulary: Vocabulary) -> dict[str, int]:
+    """Numbers of prompts behind a measurement."""
+    return {"object_parts": len(vocabulary), "parts": vocabulary.num_parts, "objects": vocabulary.num_objects}
+
+
+def trace(work: TrainStep | EvaluateImage, path: Path) -> None:
+    """One more repetition under torch.profiler, as a Chrome trace."""
+    with torch.profiler.profile(record_shapes=True) as profiler:
+        work()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profiler.export_chrome_trace(str(path))
