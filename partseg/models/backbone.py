@@ -135,7 +135,7 @@ class ClipBackbone(nn.Module):
     def _image_tokens(self, x: Tensor, grid: tuple[int, int]) -> list[Tensor]:
         visual = self.clip.visual
         patches = visual.conv1(x.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-        cls = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        cls = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         position = resize_position(visual.positional_embedding, stored=visual.grid_size, grid=grid)
         tokens = visual.ln_pre(torch.cat([cls, patches], dim=1) + position)
         features = []
@@ -155,7 +155,7 @@ class ClipBackbone(nn.Module):
             for block in clip.transformer.resblocks:
                 x = _run_block(block, x, causal=True)
             # The end token has the largest id. Only its row is needed from here on, so norm and projection see one row.
-            end = clip.ln_final(x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)])
+            end = clip.ln_final(x[torch.arange(x.shape[0], device=x.device), tokens.argmax(dim=1)])
             return end @ clip.text_projection
 
     def _text_parameters(self) -> Iterator[nn.Parameter]:

@@ -16,6 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from partseg.models.layers import CPU_MASKS, DecoderLayer, Film, MaskHead, over_prompts
 from partseg.structures import DecoderAttention
 
+ALL = 1 << 30
+"""A chunk that no vocabulary exceeds."""
+
 
 @dataclass(frozen=True)
 class DecoderShape:
@@ -116,10 +119,12 @@ class Decoder(nn.Module):
 
     def chunk(self, like: Tensor, *, masks: bool) -> int:
         """Prompts per pass for this batch."""
+        if torch.compiler.is_compiling():
+            return ALL
         sequences = self.prompt_chunk
         if torch.is_grad_enabled():
-            sequences = CPU_MASKS if masks and like.device.type == "cpu" else 1 << 30
-        return max(1, sequences // len(like))
+            sequences = CPU_MASKS if masks and like.device.type == "cpu" else ALL
+        return max(1, sequences // like.shape[0])
 
 
 def _attention(chunks: Sequence[tuple[Tensor, Tensor]], *, scale: float, grid: tuple[int, int]) -> DecoderAttention:

@@ -176,6 +176,6 @@ def over_prompts(
             return checkpoint(function, prompts, use_reentrant=False, preserve_rng_state=False)
         return function(prompts)
 
-    if chunk >= count or torch.compiler.is_compiling():
+    if chunk >= count:
         return run(slice(0, count))
     return torch.cat([run(slice(i, min(i + chunk, count))) for i in range(0, count, chunk)], dim=1)

@@ -1,7 +1,7 @@
 """tools/convert_weights.py as a user runs it: what it writes loads, and its sha256 is that of the file."""
 
 import hashlib
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -14,23 +14,32 @@ from partseg.models.decoder import DecoderShape
 from partseg.models.part_clipseg import PartClipSeg
 
 
-def convert(root, *arguments):
-    return subprocess.run(
-        [sys.executable, "tools/convert_weights.py", *arguments], cwd=root, capture_output=True, text=True, timeout=300
-    )
+@pytest.fixture
+def convert(root, monkeypatch, capsys):
+    """Runs the tool in this process (importing torch again would cost seconds): exit code, output, errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convert_weights.py", *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(root / "tools" / "convert_weights.py"), run_name="__main__")
+        return end.value.code, *capsys.readouterr()
+
+    return call
 
 
 def tiny():
     return PartClipSeg(ClipBackbone("partseg-tiny-16", feature_blocks=(1, 2, 3)), decoder=DecoderShape(hidden=256))
 
 
-def test_converted_file_loads_and_is_signed(root, tmp_path):
+def test_converted_file_loads_and_is_signed(convert, tmp_path):
     source = tiny()
     safetensors.torch.save_file(to_part_clipseg(source), tmp_path / "authors.safetensors")
     output = tmp_path / "weights" / "start.safetensors"
-    result = convert(root, f"source={tmp_path}/authors.safetensors", f"output={output}", "model=part_clipseg_tiny")
-    assert result.returncode == 0, result.stderr
-    assert "image tower" in result.stdout and "missing:" not in result.stdout
+    code, printed, errors = convert(
+        f"source={tmp_path}/authors.safetensors", f"output={output}", "model=part_clipseg_tiny"
+    )
+    assert code == 0, errors
+    assert "image tower" in printed and "missing:" not in printed
     digest, name = (tmp_path / "weights" / "start.safetensors.sha256").read_text().split()
     assert name == output.name and digest == hashlib.sha256(output.read_bytes()).hexdigest()
     model = tiny()
@@ -41,11 +50,11 @@ def test_converted_file_loads_and_is_signed(root, tmp_path):
     )
 
 
-def test_mistakes_are_one_line_and_write_nothing(root, tmp_path):
+def test_mistakes_are_one_line_and_write_nothing(convert, tmp_path):
     for arguments, words in (
         ((f"source={tmp_path}/none.pth", f"output={tmp_path}/a.safetensors"), "no weights"),
         (("source=openai", f"output={tmp_path}/a.pth"), "must end in .safetensors"),
     ):
-        result = convert(root, *arguments, "model=part_clipseg_tiny")
-        assert result.returncode == 2 and words in result.stderr and "Traceback" not in result.stderr
+        code, printed, errors = convert(*arguments, "model=part_clipseg_tiny")
+        assert code == 2 and words in errors and "Traceback" not in errors
     assert not list(tmp_path.iterdir())

@@ -1,27 +1,37 @@
 """tools/describe.py as a user runs it."""
 
-import subprocess
+import runpy
 import sys
 
 import pytest
 
 
-def describe(root, *arguments):
-    return subprocess.run(
-        [sys.executable, "tools/describe.py", *arguments], cwd=root, capture_output=True, text=True, timeout=300
+@pytest.fixture
+def describe(root, monkeypatch, capsys):
+    """Runs the tool in this process (importing torch again would cost seconds): exit code, output, errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["describe.py", *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(root / "tools" / "describe.py"), run_name="__main__")
+        return end.value.code, *capsys.readouterr()
+
+    return call
+
+
+def test_tables(describe, tmp_path):
+    (tmp_path / "few.yaml").write_text("dog: [head, leg]\ncar: [wheel]\n")
+    code, printed, errors = describe(
+        "model=clipseg_tiny", f"vocabulary={tmp_path}/few.yaml", "classes=12", "batch_size=4"
     )
-
-
-def test_tables(root):
-    result = describe(root, "model=clipseg_tiny", "classes=12", "batch_size=4")
-    assert result.returncode == 0, result.stderr
-    lines = {line.rsplit(maxsplit=6)[0]: line.split()[-6:] for line in result.stdout.splitlines() if "made-up" in line}
+    assert code == 0, errors
+    lines = {line.rsplit(maxsplit=6)[0]: line.split()[-6:] for line in printed.splitlines() if "made-up" in line}
     classes, _, gflop, text, image, batch = map(float, lines["made-up 12"])
     assert classes == 12 and gflop > 0 and abs(batch - text - 4 * image) <= 3
-    assert "image tower" in result.stdout and "reach no output" in result.stdout
+    assert "image tower" in printed and "reach no output" in printed
 
 
-def test_mistakes_are_one_line(root):
+def test_mistakes_are_one_line(describe):
     for argument, words in (("model=part_clipsec", "part_clipseg"), ("vocabulary=coco", "pascal_part_116")):
-        result = describe(root, "model=part_clipseg_tiny", argument)
-        assert result.returncode == 2 and "Traceback" not in result.stderr and words in result.stderr
+        code, printed, errors = describe("model=part_clipseg_tiny", argument)
+        assert code == 2 and "Traceback" not in errors and words in errors
