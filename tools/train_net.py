@@ -75,7 +75,7 @@ def train(cfg: DictConfig) -> bool:
         evaluators=instantiate(cfg.evaluator),
     )
 
-    checkpoints = Checkpoints(directory / "checkpoints", config=plain(cfg), keep=cfg.keep, metric=cfg.best.metric)
+    checkpoints = Checkpoints(directory / "checkpoints", config=plain(cfg), keep=cfg.keep, metrics=cfg.best.metrics)
     with open_writers(cfg.logger, directory=directory, start=start, iterations=cfg.train.iterations) as writers:
         run = Run(directory, checkpoints, writers, evaluate=score, samples=val_set, vocabulary=val_set.vocabulary)
         trainer = Trainer(

@@ -1,7 +1,8 @@
 """Checkpoints of a run: whole or absent, `latest` moved last, refused for another vocabulary.
 
-`checkpoints/` holds iter_0001000.pt files (the last few and the best one), the links latest.pt and best.pt, and
-best.json. One file is {format, iteration, model, optimizer, config, vocabulary} and `ema` where averaging is on.
+`checkpoints/` holds iter_0001000.pt files (the last few and the best ones), the links latest.pt and
+best_<evaluator>.pt, and best.json. One file is {format, iteration, model, optimizer, config, vocabulary} and `ema`
+where averaging is on.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 from partseg.engine.ema import Ema
 from partseg.models.convert import LoadReport, load_weights
 from partseg.utils.config import instantiate
-from partseg.utils.files import sha256_of, write_atomic
+from partseg.utils.files import json_bytes, sha256_of, write_atomic
 from partseg.vocabulary import Vocabulary
 
 FORMAT = "partseg-1"
@@ -29,16 +30,20 @@ KEYS = {"format", "iteration", "model", "optimizer", "config", "vocabulary"}
 class Checkpoints:
     """The `checkpoints/` folder of one run. Only rank 0 writes.
 
-    `keep` is the number of last checkpoints kept beside the best one; `metric` (`<evaluator>/<key>`) selects the best.
+    `keep` is the number of last checkpoints kept beside the best ones. Each of `metrics` (`<evaluator>/<score>`) keeps
+    its own best checkpoint, so that one training serves every protocol.
     """
 
-    def __init__(self, folder: Path, *, config: Mapping[str, Any], keep: int = 3, metric: str | None = None) -> None:
+    def __init__(self, folder: Path, *, config: Mapping[str, Any], keep: int = 3, metrics: Sequence[str] = ()) -> None:
         if keep < 1:
             raise ValueError(f"keep={keep}: at least one checkpoint must be kept, or a killed run cannot resume")
+        evaluators = [metric.split("/")[0] for metric in metrics]
+        if len(set(evaluators)) < len(evaluators):
+            raise ValueError(f"best.metrics={list(metrics)} names an evaluator twice; give one score of each evaluator")
         self.folder = Path(folder)
         self.config = dict(config)
         self.keep = keep
-        self.metric = metric
+        self.metrics = tuple(metrics)
 
     @property
     def latest(self) -> Path:
@@ -79,26 +84,26 @@ class Checkpoints:
         self._prune()
         return path
 
-    def offer_best(self, path: Path, *, iteration: int, value: float) -> bool:
-        """Make `path` the best checkpoint if `value` beats the best so far; True if it did."""
+    def offer_best(self, path: Path, *, iteration: int, scores: Mapping[str, float]) -> list[str]:
+        """Make `path` the best checkpoint of every metric whose score beats the best so far; returns these metrics."""
         best = self.best()
-        if best is not None and value <= best["value"]:
-            return False
-        record = {"metric": self.metric, "value": value, "iteration": iteration, "file": path.name}
-        write_atomic(self.folder / "best.json", (json.dumps(record) + "\n").encode())
-        _link(self.folder / "best.pt", path)
-        self._prune()
-        return True
+        better = [m for m in self.metrics if m in scores and (m not in best or scores[m] > best[m]["value"])]
+        if better:
+            best |= {m: {"value": scores[m], "iteration": iteration, "file": path.name} for m in better}
+            write_atomic(self.folder / "best.json", json_bytes(best, indent=1))
+            for metric in better:
+                _link(self.folder / f"best_{metric.split('/')[0]}.pt", path)
+            self._prune()
+        return better
 
-    def best(self) -> dict[str, Any] | None:
-        """{metric, value, iteration, file} of the best checkpoint by the present metric, if any."""
+    def best(self) -> dict[str, dict[str, Any]]:
+        """metric -> {value, iteration, file} of its best checkpoint, for the present metrics that have one."""
         path = self.folder / "best.json"
-        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        return record if record and record["metric"] == self.metric else None
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {metric: record[metric] for metric in self.metrics if metric in record}
 
     def _prune(self) -> None:
-        best = self.best()
-        kept = {self.latest.resolve().name, best["file"] if best else None}
+        kept = {self.latest.resolve().name, *(entry["file"] for entry in self.best().values())}
         for path in sorted(self.folder.glob("iter_*.pt"))[: -self.keep]:
             if path.name not in kept:
                 path.unlink()

@@ -144,20 +144,22 @@ class EvalHook(Hook):
             self.keep_best(trainer, scores)
 
     def keep_best(self, trainer: Trainer, scores: Mapping[str, float | None]) -> None:
-        """Offer this iteration's checkpoint as the best one."""
+        """Offer this iteration's checkpoint as the best one of each metric."""
         checkpoints = self.run.checkpoints
-        if checkpoints.metric is None:
+        unknown = [metric for metric in checkpoints.metrics if metric not in scores]
+        if unknown:
+            raise KeyError(f"best.metrics {unknown} are not among the scores {sorted(scores)}")
+        defined = {metric: score for metric in checkpoints.metrics if (score := scores[metric]) is not None}
+        for metric in checkpoints.metrics:
+            if metric not in defined:
+                LOG.warning("best.metrics: %s is not defined on this data (no unseen classes?); no best by it", metric)
+        if not defined:
             return
-        if checkpoints.metric not in scores:
-            raise KeyError(f"best.metric={checkpoints.metric!r} is not among the scores {sorted(scores)}")
         path = checkpoints.path(trainer.iteration)
         if not path.is_file():
             save_checkpoint(checkpoints, trainer)
-        value = scores[checkpoints.metric]
-        if value is None:
-            raise ValueError(f"best.metric={checkpoints.metric!r} is not defined on this data set (no unseen classes?)")
-        if checkpoints.offer_best(path, iteration=trainer.iteration, value=value):
-            LOG.info("best %s so far: %.4g at iteration %d", checkpoints.metric, value, trainer.iteration)
+        for metric in checkpoints.offer_best(path, iteration=trainer.iteration, scores=defined):
+            LOG.info("best %s so far: %.4g at iteration %d", metric, defined[metric], trainer.iteration)
 
 
 class VisualizeHook(Hook):

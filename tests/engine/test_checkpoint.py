@@ -51,28 +51,33 @@ def both(parts, other):
     return [(each["optimizer"], each["model"].classes.weight) for each in (parts, other)]
 
 
-def test_the_last_k_and_the_best_stay(tmp_path, parts):
-    checkpoints = Checkpoints(tmp_path, config={}, keep=2, metric="oracle_obj/mIoU_harmonic")
-    scores = {1: 10.0, 2: 30.0, 3: 20.0, 4: 30.0, 5: 25.0}
+def test_the_last_k_and_the_best_of_each_metric_stay(tmp_path, parts):
+    oracle, pred_all = "oracle_obj/mIoU_harmonic", "pred_all/mIoU_harmonic"
+    checkpoints = Checkpoints(tmp_path, config={}, keep=2, metrics=[oracle, pred_all])
+    scores = {1: (10.0, 5.0), 2: (30.0, 1.0), 3: (20.0, 9.0), 4: (30.0, 9.0), 5: (25.0, 8.0), 6: (0.0, 0.0)}
     taken = []
-    for iteration, value in scores.items():
+    for iteration, (first, second) in scores.items():
         path = save(checkpoints, parts, iteration)
-        taken.append(checkpoints.offer_best(path, iteration=iteration, value=value))
-    assert taken == [True, True, False, False, False]
-    names = sorted(p.name for p in tmp_path.iterdir())
-    assert names == ["best.json", "best.pt", "iter_0000002.pt", "iter_0000004.pt", "iter_0000005.pt", "latest.pt"]
-    links = [str((tmp_path / name).readlink()) for name in ("latest.pt", "best.pt")]
-    assert links == ["iter_0000005.pt", "iter_0000002.pt"]
-    assert json.loads((tmp_path / "best.json").read_text()) == {
-        "metric": "oracle_obj/mIoU_harmonic",
-        "value": 30.0,
-        "iteration": 2,
-        "file": "iter_0000002.pt",
+        taken.append(checkpoints.offer_best(path, iteration=iteration, scores={oracle: first, pred_all: second}))
+    assert taken == [[oracle, pred_all], [oracle], [pred_all], [], [], []]
+    links = {p.name: str(p.readlink()) for p in tmp_path.iterdir() if p.is_symlink()}
+    assert links == {
+        "latest.pt": "iter_0000006.pt",
+        "best_oracle_obj.pt": "iter_0000002.pt",
+        "best_pred_all.pt": "iter_0000003.pt",
     }
-    other = Checkpoints(tmp_path, config={}, keep=2, metric="pred_all/mIoU_harmonic")
-    assert other.offer_best(checkpoints.path(5), iteration=5, value=1.0)  # another metric starts anew
+    kept = sorted(p.name for p in tmp_path.glob("iter_*"))
+    assert kept == [f"iter_000000{i}.pt" for i in (2, 3, 5, 6)]
+    assert json.loads((tmp_path / "best.json").read_text()) == {
+        oracle: {"value": 30.0, "iteration": 2, "file": "iter_0000002.pt"},
+        pred_all: {"value": 9.0, "iteration": 3, "file": "iter_0000003.pt"},
+    }
+    other = Checkpoints(tmp_path, config={}, keep=2, metrics=["pred_all/mIoU"])
+    assert other.offer_best(checkpoints.path(6), iteration=6, scores={"pred_all/mIoU": 1.0})  # starts anew
     with pytest.raises(ValueError, match="keep=0"):
         Checkpoints(tmp_path, config={}, keep=0)
+    with pytest.raises(ValueError, match="names an evaluator twice"):
+        Checkpoints(tmp_path, config={}, metrics=["pred_all/mIoU", "pred_all/mACC"])
 
 
 @pytest.mark.parametrize("error", [RuntimeError("PytorchStreamWriter failed"), OSError(28, "No space left on device")])

@@ -130,7 +130,7 @@ def trainer(*, start: int = 0, hooks=(), model: nn.Module | None = None, **optio
 def run_of(directory: Path, *, start: int = 0, iterations: int = 10, evaluate=dict) -> Run:
     """What hooks get."""
     writers = [JsonlWriter(directory, start=start, iterations=iterations)] if distributed.is_main() else []
-    checkpoints = Checkpoints(directory / "checkpoints", config={}, keep=2, metric="toy/score")
+    checkpoints = Checkpoints(directory / "checkpoints", config={}, keep=2, metrics=["toy/score"])
     return Run(directory, checkpoints, writers, evaluate=evaluate, samples=dataset(), vocabulary=vocabulary())
 
 
