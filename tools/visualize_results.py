@@ -70,7 +70,7 @@ def main(options: Options) -> int:
     content = results.read(options.run)
     folder = options.run if options.run.is_dir() else options.run.parent
     dataset = open_dataset(content, options.root)
-    console = Console()
+    console = Console(soft_wrap=True)
     segmenter = open_segmenter(content, options, console) if options.attention else None
     names = evaluators_with_predictions(content, folder, options.evaluator)
     body = [summary(content)]

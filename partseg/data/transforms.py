@@ -105,4 +105,4 @@ def to_tensor(image: Image.Image, *, channel_order: str) -> UInt8[Tensor, "3 H W
     array = np.asarray(image)
     if channel_order == "bgr":
         array = array[:, :, ::-1]
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))  # a copy: Pillow's pixels are read-only

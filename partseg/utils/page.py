@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from partseg.utils.visualize import color_of
 
@@ -158,3 +158,45 @@ def _blue(value: float) -> str:
 
 def _file(name: str) -> str:
     return (_FILES / name).read_text(encoding="utf-8")
+
+
+def marker_style() -> str:
+    """CSS of `marker`."""
+    return _file("marker.css")
+
+
+def marker_script() -> str:
+    """JavaScript of `marker`."""
+    return _file("marker.js")
+
+
+def marker(image: UInt8[np.ndarray, "h w 3"], *, target: str, active: bool, caption: str = "") -> str:
+    """HTML of a photo to draw on; marks go as JSON into the text field that the CSS selector `target` names.
+
+    The page must carry `marker_style` and `marker_script`.
+    """
+    return (
+        f'<div class="partseg-marker{" active" if active else ""}" data-target="{escape(target)}">'
+        f'<div class="stage"><img alt="your photo" src="{jpeg_uri(image)}"><canvas></canvas></div>'
+        '<div class="help"><span>Drag to draw around the object, or click on it. Without a mark the object may be '
+        'anywhere.</span><button type="button">Clear</button></div>'
+        f"<figcaption>{escape(caption)}</figcaption></div>"
+    )
+
+
+def read_marks(text: str, size: tuple[int, int]) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """(bool mask [h, w] of the outlines, clicked pixels (row, column)) of what `marker` wrote; ValueError if not."""
+    height, width = size
+    canvas, clicks = Image.new("L", (width, height)), []
+    draw = ImageDraw.Draw(canvas)
+    try:
+        for mark in json.loads(text or "[]"):
+            points = [(float(x) * width, float(y) * height) for x, y in mark.get("outline", [mark.get("click")])]
+            if "click" in mark:
+                x, y = points[0]
+                clicks.append((min(height - 1, max(0, int(y))), min(width - 1, max(0, int(x)))))
+            elif len(points) > 2:
+                draw.polygon(points, fill=255)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError("the marks on the photo cannot be read; clear them and draw again") from error
+    return np.asarray(canvas) > 0, clicks

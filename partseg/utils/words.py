@@ -23,16 +23,20 @@ def as_vocabulary(words: VocabularyLike) -> Vocabulary:
     """
     if isinstance(words, Vocabulary):
         return words
-    if isinstance(words, Path):
-        return read_vocabulary(words)
     if isinstance(words, str):
-        name = words.strip()
-        if name in SHIPPED:
-            return Vocabulary.from_yaml(Path(__file__).parents[1] / "data" / "vocabularies" / f"{name}.yaml")
-        if "\n" not in name and Path(name).suffix.lower() in (".yaml", ".yml"):
-            return read_vocabulary(Path(name).expanduser())
-        return _from_data(_parse(words, "the vocabulary"), name="custom")
-    return _from_data(words, name="custom")
+        file = Path(words.strip()).expanduser()
+        if "\n" in words.strip() or file.suffix.lower() not in (".yaml", ".yml"):
+            return vocabulary_of_text(words)
+        words = file
+    return read_vocabulary(words) if isinstance(words, Path) else _from_data(words, name="custom")
+
+
+def vocabulary_of_text(text: str) -> Vocabulary:
+    """As `as_vocabulary`, but text is never taken for a file name: safe for what strangers type."""
+    name = text.strip()
+    if name in SHIPPED:
+        return Vocabulary.from_yaml(Path(__file__).parents[1] / "data" / "vocabularies" / f"{name}.yaml")
+    return _from_data(_parse(text, "the vocabulary"), name="custom")
 
 
 def _from_data(words: object, *, name: str) -> Vocabulary:

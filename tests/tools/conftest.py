@@ -1,6 +1,7 @@
 """Tools as modules and command lines on the tiny checkpoint of tests/conftest.py."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,7 @@ def load_tool(name: str) -> ModuleType:
     """The tool as a module, for tests that call it without starting a process."""
     spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up by name
     spec.loader.exec_module(module)
     return module
 

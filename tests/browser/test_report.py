@@ -1,0 +1,49 @@
+"""The page of an evaluation, opened from the disk as a reader does."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from partseg.utils.config import compose
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_tool(name: str):
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def report(toy_run, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    overrides = [f"data_root={toy_run.parent / 'data'}", f"ckpt={toy_run}", f"output={out}", "save_predictions=true"]
+    toy = ["dataset=toy_pascal_part_116", "model=part_clipseg_tiny", "launch.num_gpus=0", "eval.num_workers=0"]
+    load_tool("eval_net").evaluate(compose("eval", [*toy, *overrides]))
+    tool = load_tool("visualize_results")
+    assert tool.main(tool.Options(run=out, images=2)) == 0
+    return out / "report.html"
+
+
+def test_opens_without_a_server(browser_page, report, screenshots):
+    browser_page.goto(report.as_uri())
+    browser_page.wait_for_function(
+        "() => [...document.querySelectorAll('.partseg-viewer')].every(v => v.dataset.painted) "
+        "&& document.querySelectorAll('.partseg-viewer').length > 0"
+    )
+    browser_page.screenshot(path=screenshots / "report_top.png")
+    card = browser_page.query_selector(".card")
+    card.scroll_into_view_if_needed()
+    stage = card.query_selector(".stage")
+    stage.hover()
+    assert stage.query_selector(".tip").is_visible()
+    browser_page.screenshot(path=screenshots / "report_cards.png")
+    assert browser_page.query_selector_all(".bar")
+    assert browser_page.query_selector_all(".matrix td[title]")

@@ -1,0 +1,63 @@
+"""The page of an evaluation: complete, in one file, asking nothing of a network."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from partseg.utils.config import compose
+
+
+@pytest.fixture
+def visualize(load):
+    """The tool's main on key=value arguments."""
+    tool = load("visualize_results")
+    return lambda *arguments: tool.main(tool.arguments.parse(tool.Options, arguments))
+
+
+@pytest.fixture
+def evaluated(load, toy_overrides, tmp_path) -> Path:
+    """Folder of an evaluation that kept its predictions."""
+    load("eval_net").evaluate(compose("eval", [*toy_overrides, "save_predictions=true"]))
+    return tmp_path / "out"
+
+
+def test_page_holds_everything_and_asks_for_nothing(visualize, evaluated):
+    assert visualize(f"run={evaluated}", "images=2") == 0
+    html = (evaluated / "report.html").read_text(encoding="utf-8")
+    content = json.loads((evaluated / "results.json").read_text())
+    num_protocols = len(content["protocols"])
+    assert html.count('class="panel card"') == num_protocols * 4, "two worst and two best images per protocol"
+    assert html.count('class="partseg-viewer" data-classes=') == num_protocols * 8, (
+        "ground truth and prediction of each"
+    )
+    assert html.count("attention behind each part") > 0
+    for name, entry in content["protocols"].items():
+        assert f'<h2 id="{name}">' in html
+        assert f"<td>{entry['metrics']['mIoU']:.2f}</td>" in html
+    assert "synthetic data" in html
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", html)
+    assert "http:" not in html
+    assert "https:" not in html
+
+
+def test_images_come_worst_first(visualize, evaluated):
+    visualize(f"run={evaluated}", "evaluator=oracle_obj", "images=5", "attention=false")
+    html = (evaluated / "report.html").read_text(encoding="utf-8")
+    scores = [float(score) for score in re.findall(r"mean IoU ([0-9.]+), pixels", html)]
+    worst, best = scores[:5], scores[5:]
+    assert worst == sorted(worst)
+    assert best == worst[::-1]
+    assert "attention behind" not in html
+
+
+def test_mistakes_are_named(visualize, evaluated, tmp_path):
+    with pytest.raises(FileNotFoundError, match="run tools/eval_net.py again"):
+        visualize(f"run={tmp_path}")
+    with pytest.raises(ValueError, match="evaluator=oracle was not evaluated; there are"):
+        visualize(f"run={evaluated}", "evaluator=oracle")
+    shutil.rmtree(evaluated / "predictions")
+    with pytest.raises(FileNotFoundError, match="save_predictions=true"):
+        visualize(f"run={evaluated}")
