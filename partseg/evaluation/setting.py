@@ -37,7 +37,7 @@ def evaluation_vocabulary(
             f"the model was trained on {trained_on!r} with vocabulary {trained.name!r} ({_size(trained)}); "
             f"{dataset!r} has {vocabulary.name!r} (seen part: {_size(vocabulary.seen_subset())}). "
             "Choose the model's own data set with "
-            "eval_dataset=..., or give cross_dataset=true to test it on this one"
+            "dataset=..., or give cross_dataset=true to test it on this one"
         )
     return own_keys[trained.key]
 

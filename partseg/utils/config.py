@@ -61,6 +61,7 @@ def compose(config_name: str = "train", overrides: Sequence[str] = ()) -> DictCo
 
     ValueError for a key, group or choice that does not exist; the message names the nearest ones.
     """
+    overrides = _with_packages(overrides)
     try:
         config = _compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
@@ -76,6 +77,7 @@ def cli(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[]
             return function(_finish(config, list(HydraConfig.get().overrides.task)))
 
         def main() -> None:
+            sys.argv[1:] = _with_packages(sys.argv[1:])
             args = get_args_parser().parse_args()
             _refuse_sweep_in_group(args.multirun)
             try:
@@ -154,6 +156,11 @@ def run_name(base: str, overrides: Sequence[str]) -> str:
     if len(name) > 200:  # file systems end at 255 bytes
         name = f"{name[:180]}__{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return name
+
+
+def _with_packages(overrides: Sequence[str]) -> list[str]:
+    """`eval_dataset=x` as Hydra spells the choice of a file for another key; as it stands, the key would hold a string."""
+    return [f"dataset@{o}" if o.startswith("eval_dataset=") else o for o in overrides]
 
 
 def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:

@@ -130,3 +130,9 @@ def test_save_writes_the_resolved_config(tmp_path):
 
 def test_config_dir_is_found():
     assert isinstance(config.config_dir(), Path) and (config.config_dir() / "train.yaml").is_file()
+
+
+def test_the_data_set_of_the_evaluation_is_chosen_by_its_name():
+    cfg = config.compose("train", ["eval_dataset=toy_pascal_part_116", "eval_dataset.name=mine"])
+    assert (cfg.dataset._target_, cfg.eval_dataset.name) == ("partseg.data.pascal_part.pascal_part_116", "mine")
+    assert cfg.eval_dataset.root.endswith("ToyPascalPart116") and not cfg.dataset.root.endswith("ToyPascalPart116")
