@@ -159,7 +159,7 @@ def run_name(base: str, overrides: Sequence[str]) -> str:
 
 
 def _with_packages(overrides: Sequence[str]) -> list[str]:
-    """`eval_dataset=x` as Hydra spells the choice of a file for another key; as it stands, the key would hold a string."""
+    """`eval_dataset=x` as Hydra spells the choice of a file for another key; as it stands the key would be a string."""
     return [f"dataset@{o}" if o.startswith("eval_dataset=") else o for o in overrides]
 
 
