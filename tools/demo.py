@@ -184,6 +184,7 @@ def build(actions: Page, options: Options, words: str) -> gradio.Blocks:
                     picks,
                     show_label=False,
                     columns=6,
+                    fit_columns=False,
                     height=110,
                     allow_preview=False,
                     buttons=[],
