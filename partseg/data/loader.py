@@ -5,6 +5,7 @@ A training position p is the p-th sample of the whole run: batch g of all ranks 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -125,6 +126,7 @@ def build_train_loader(
         persistent_workers=num_workers > 0,
         prefetch_factor=prefetch_factor if num_workers else None,
         generator=_private_generator(),
+        worker_init_fn=_leave_signals_to_the_parent,
     )
 
 
@@ -146,7 +148,17 @@ def build_eval_loader(
         collate_fn=collate_eval,
         pin_memory=pin_memory,
         generator=_private_generator(),
+        worker_init_fn=_leave_signals_to_the_parent,
     )
+
+
+def _leave_signals_to_the_parent(_worker_id: int) -> None:
+    """A terminal or a scheduler signals all processes; a worker that died of it would cost the step being finished.
+
+    Workers end with their loader, or when their parent is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _private_generator() -> torch.Generator:

@@ -1,5 +1,6 @@
 """Several processes: the same weights as one, and nobody left waiting when something dies."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -36,6 +37,23 @@ def test_a_dead_data_worker_is_an_error(tiny):
     trainer = tiny.trainer(num_workers=1, kill_worker=True)
     with pytest.raises(RuntimeError, match=r"DataLoader worker .* (killed by signal|exited unexpectedly)"):
         trainer.train()
+
+
+@pytest.mark.timeout(60)
+def test_a_signal_to_all_processes_finishes_the_step(tiny):
+    """As Ctrl-C in a terminal, or scancel: data workers get it too and must not die of it."""
+
+    class SignalAll:
+        def before_train(self, trainer): ...
+        def after_train(self, trainer): ...
+        def after_step(self, trainer):
+            if trainer.iteration == 3:
+                for process in multiprocessing.active_children():
+                    os.kill(process.pid, signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = tiny.trainer(num_workers=2, iterations=1000, hooks=[SignalAll()])
+    assert not trainer.train() and trainer.iteration == 4
 
 
 @pytest.mark.slow

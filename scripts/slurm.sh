@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Trains under SLURM, on one machine or several, and comes back by itself after a time limit or a preemption.
+#   sbatch --nodes 2 --gpus-per-node 8 scripts/slurm.sh experiment=part_clipseg_pascal_part_116
+# Ninety seconds before the end SLURM sends SIGTERM to this script, which passes it on; train_net.py finishes its step
+# and saves, and the job goes back into the queue. The same command then continues from the checkpoint.
+#SBATCH --job-name=partseg
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:TERM@90
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%j.log
+set -uo pipefail
+cd "${SLURM_SUBMIT_DIR:?start this script with sbatch}"
+
+head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+gpus=${SLURM_GPUS_ON_NODE:-1}
+
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=85  # torchrun kills its processes 30 s after a signal unless told otherwise
+srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$gpus" --rdzv-id "$SLURM_JOB_ID" \
+    --rdzv-backend c10d --rdzv-endpoint "$head_node:29500" tools/train_net.py "$@" &
+training=$!
+
+# SLURM's signal comes to this script alone (B:); scancel passes it to the training and its data workers
+stopped=false
+trap 'stopped=true; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
+
+wait "$training"
+code=$?
+if $stopped; then
+    wait "$training"  # the trap ended the first wait: now the step and the checkpoint are finished
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+fi
+exit "$code"
