@@ -151,9 +151,7 @@ def time_evaluation(config: DictConfig, num_classes: int | None, unit: Unit) -> 
 
 def time_data(config: DictConfig) -> dict[str, Any]:
     """Seconds per sample: of one worker, and of the loader with its workers once they run."""
-    dataset = instantiate(
-        config.dataset, split="train", mapper=instantiate(config.augmentation), seed=config.seed
-    )
+    dataset = instantiate(config.dataset, split="train", mapper=instantiate(config.augmentation), seed=config.seed)
     batches = config.bench.warmup + config.bench.repeats
     batch_size = config.bench.batch_sizes[0]
     device = torch.device("cpu")

@@ -136,7 +136,8 @@ class EvaluateImage:
         objects = [i for i in sample.object.unique().tolist() if i < self.prepared.vocabulary.num_objects]
         scores = self.prepared(sample.image[None], [(height, width)], objects=objects)[0]
         watch.lap("network")
-        labels = {"object_part": sample.object_part.to(self.device), "object": sample.object.to(self.device)}
-        process_image(scores, replace(sample, **labels), self.evaluators, class_chunk=self.class_chunk)
+        object_part, obj = sample.object_part.to(self.device), sample.object.to(self.device)
+        on_device = replace(sample, object_part=object_part, object=obj)
+        process_image(scores, on_device, self.evaluators, class_chunk=self.class_chunk)
         watch.lap("post-processing")
         return watch.stop()

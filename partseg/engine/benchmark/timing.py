@@ -61,7 +61,9 @@ class Unit:
         return now(self.device) - start
 
 
-def interleave(work: Callable[[], Phases], unit: Callable[[], float], *, repeats: int, warmup: int) -> dict[str, object]:
+def interleave(
+    work: Callable[[], Phases], unit: Callable[[], float], *, repeats: int, warmup: int
+) -> dict[str, object]:
     """Median seconds and units of `work`, which alternates with `unit`.
 
     Each repetition is divided by the mean of the units before and after it, so that a machine that others use, or that

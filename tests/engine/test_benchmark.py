@@ -1,0 +1,102 @@
+"""Benchmark: realistic inputs, honest byte counts, phases that add up."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from partseg.data.pascal_part import vocabulary
+from partseg.engine.benchmark.inputs import random_batch, random_sample
+from partseg.engine.benchmark.measure import Case, training_step, vocabulary_of
+from partseg.engine.benchmark.memory import saved_bytes
+from partseg.engine.benchmark.report import compare, lines
+from partseg.engine.benchmark.timing import Stopwatch, interleave
+from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.utils.config import compose
+from partseg.utils.files import json_bytes
+
+
+def test_labels_are_like_real_ones():
+    names = vocabulary()
+    counts = []
+    for seed in range(20):
+        sample = random_sample(names, image_size=352, label_size=(375, 500), seed=seed)
+        assert sample.image.shape == (3, 352, 352) and sample.object_part.shape == (375, 500)
+        labelled = sample.object_part != IGNORE_LABEL
+        objects = torch.from_numpy(names.object_lut.copy())[sample.object_part[labelled]]
+        assert torch.equal(objects, sample.object[labelled])
+        assert (sample.object == BACKGROUND_LABEL).any() and (sample.object == IGNORE_LABEL).any()
+        counts.append(len(sample.object_part[labelled].unique()))
+    assert 8 <= np.median(counts) <= 20
+
+
+def test_batches_repeat():
+    first, again = (random_batch(vocabulary(), batch_size=2, image_size=64) for _ in range(2))
+    assert torch.equal(first.object_part, again.object_part) and not torch.equal(first.images[0], first.images[1])
+
+
+def test_saved_bytes_are_counted_by_hand():
+    model = nn.Linear(8, 4, bias=False)
+    x = torch.rand(16, 8)
+
+    def forward():
+        hidden = torch.rand(16, 8) * 1.0
+        return model(hidden).relu().sum() + model(x).relu().sum()
+
+    # hidden and two relu outputs; x existed before, the weight is the model's, views count once
+    assert saved_bytes(forward, model=model) == 4 * (16 * 8 + 2 * 16 * 4) + 4  # and the loss itself
+
+
+def test_saved_bytes_do_not_pile_up():
+    """Freed storages are not kept by the count, and a reused address is a new storage."""
+    weight = nn.Parameter(torch.ones(1))
+    model = nn.ParameterList([weight])
+
+    def forward():
+        x = torch.ones(1 << 20)
+        for _ in range(8):
+            x = (weight * x).exp()
+        return x.sum()
+
+    # the input and eight results of exp; each is what the next product saves too
+    assert saved_bytes(forward, model=model) == pytest.approx(9 * 4 * (1 << 20), rel=1e-3)
+
+
+def test_recomputation_keeps_less_and_closures_count():
+    kept = {}
+    for recompute in (False, True):
+        config = compose("benchmark", ["model=part_clipseg_tiny", f"model.decoder_checkpoint={recompute}"])
+        step = training_step(config, Case(2, None))
+        kept[recompute] = saved_bytes(lambda s=step: s.loss(Stopwatch(s.device)), model=step.model)
+    assert 0.1 * kept[False] < kept[True] < 0.6 * kept[False]
+
+
+def test_vocabulary_follows_the_data_set():
+    config = compose("benchmark", ["dataset=ade20k_part_234"])
+    seen, full = (vocabulary_of(config, None, training=training) for training in (True, False))
+    assert len(full) == 234 and len(seen) < 234 and seen.seen.all()
+    assert len(vocabulary_of(config, 77, training=True)) == 77
+
+
+def test_units_divide_each_repetition_by_its_neighbours():
+    clock = iter([9.0, 1.0, 3.0, 5.0])  # the first belongs to the warm-up
+    work = iter([0.0, 4.0, 8.0])
+    figures = interleave(lambda: {"total": next(work)}, lambda: next(clock), repeats=2, warmup=1)
+    assert figures["seconds"]["total"] == 6.0 and figures["units"]["total"] == 2.0
+    assert (figures["lowest_units"], figures["highest_units"], figures["unit_seconds"]) == (2.0, 2.0, 3.0)
+
+
+def test_comparison_shows_ratios_and_what_is_missing(tmp_path):
+    def file(name, seconds, **more):
+        figures = {"seconds": {"total": seconds}, **more}
+        result = {"params_m": 1.0, "trainable_m": 1.0, "device": "cpu", "memory_gb": 2.0}
+        path = tmp_path / name
+        path.write_bytes(json_bytes({**result, "measurements": {"train, batch 1": figures}}))
+        return path
+
+    old = file("a.json", 4.0, bytes={"saved_for_backward": 2**30})
+    new = file("b.json", 1.0, bytes={"rss_above_start": 2**30})
+    text = "\n".join(compare(old, new))
+    assert "0.250" in text and "only in the file before: train, batch 1: saved_for_backward (GiB)" in text
+    result = {"params_m": 1.0, "trainable_m": 1.0, "device": "cuda", "memory_gb": 2.0, "measurements": {}}
+    assert "2.00 GB" in "\n".join(lines(result))
