@@ -39,7 +39,6 @@ from partseg.utils import arguments, page
 from partseg.utils.config import instantiate
 from partseg.utils.files import write_atomic
 from partseg.utils.prediction import heat_picture, shrunk
-from partseg.utils.visualize import tile
 
 SIDE = 560
 LARGEST_MATRIX = 120
@@ -182,7 +181,7 @@ def card(
         largest = sorted(maps, key=lambda name: -int((predicted == names.index(name)).sum()))[:6]
         heats = [heat_picture(tiny, maps[name]) for name in largest]
         if heats:
-            cells.append(page.figure(tile(heats, columns=2, captions=largest), caption="attention behind each part"))
+            cells.append(page.figures(heats, largest, caption="attention behind each part"))
     return (
         f'<div class="panel card"><h3>{escape(one.name)}<span>mean IoU {one.iou:.1f}, pixels right {one.accuracy:.1f} %'
         f'</span></h3><div class="row">{"".join(cells)}</div></div>'

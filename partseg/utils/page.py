@@ -75,21 +75,24 @@ def viewer(
         for c, k in zip(classes, found)
     )
     return (
-        f'<div class="partseg-viewer" data-classes="{escape(json.dumps(classes))}"><div class="stage">'
+        f'<div class="partseg-viewer" data-classes="{escape(json.dumps(classes))}">'
+        + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "")
+        + '<div class="stage">'
         f'<img class="photo" alt="" src="{jpeg_uri(image)}">'
         f'<img class="ids" alt="" src="{_ids_uri(labels, len(names))}">'
         f'<canvas></canvas><div class="tip"></div></div>'
         + (f'<div class="legend">{buttons or "nothing found"}</div>' if legend else "")
-        + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "")
         + "</div>"
     )
 
 
-def figure(image: UInt8[np.ndarray, "h w 3"], *, caption: str = "") -> str:
-    """HTML of a plain picture."""
-    return (
-        f'<figure><img class="plain" alt="" src="{jpeg_uri(image)}"><figcaption>{escape(caption)}</figcaption></figure>'
+def figures(images: Sequence[UInt8[np.ndarray, "h w 3"]], names: Sequence[str], *, caption: str) -> str:
+    """HTML of plain pictures in two columns, each with its name, under one caption."""
+    cells = "".join(
+        f'<figure><img class="plain" alt="" src="{jpeg_uri(image)}"><figcaption>{escape(name)}</figcaption></figure>'
+        for image, name in zip(images, names)
     )
+    return f'<div><figcaption>{escape(caption)}</figcaption><div class="figures">{cells}</div></div>'
 
 
 def bars(values: Sequence[Bar]) -> str:

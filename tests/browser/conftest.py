@@ -25,7 +25,7 @@ FLAGS = [
     "--disable-sync",
 ]
 LOCAL = ("http://127.0.0.1:", "data:", "blob:", "file:")
-START_SECONDS = 240
+START_SECONDS = 480
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +61,7 @@ def browser_page(tmp_path_factory):
             args=FLAGS,
             viewport={"width": 1360, "height": 960},
         )
-        context.set_default_timeout(120_000)
+        context.set_default_timeout(240_000)
         context.route("**/*", gate)
         page = context.pages[0]
         page.on("pageerror", lambda error: errors.append(str(error)))
