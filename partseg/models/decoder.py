@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from partseg.models.layers import CPU_MASKS, DecoderLayer, Film, MaskHead, over_prompts
+from partseg.models.layers import CPU_MASK_INPUT, DecoderLayer, Film, MaskHead, over_prompts
 from partseg.structures import DecoderAttention
 
 ALL = 1 << 30
@@ -123,7 +123,8 @@ class Decoder(nn.Module):
             return ALL
         sequences = self.prompt_chunk
         if torch.is_grad_enabled():
-            sequences = CPU_MASKS if masks and like.device.type == "cpu" else ALL
+            on_cpu = masks and like.device.type == "cpu"
+            sequences = CPU_MASK_INPUT // (like.shape[-2] * like.shape[-1]) if on_cpu else ALL
         return max(1, sequences // like.shape[0])
 
 

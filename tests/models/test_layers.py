@@ -11,7 +11,7 @@ from partseg.models.layers import FeedForward, MaskHead, over_prompts
 
 @pytest.mark.parametrize("tokens", [1, 7, 1000])
 def test_feed_forward_equals_two_linears(monkeypatch, tokens):
-    monkeypatch.setattr(layers, "CPU_TOKENS", tokens)
+    monkeypatch.setattr(layers, "CPU_HIDDEN", 20 * tokens)
     module = FeedForward(6, 20).double()
     x = torch.randn(3, 5, 6, dtype=torch.double, requires_grad=True)
     weight = torch.randn(3, 5, 6, dtype=torch.double)
