@@ -1,0 +1,36 @@
+"""What can be scored without a network: the most frequent part of the object that is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from partseg.structures import IGNORE_LABEL, Sample
+from partseg.vocabulary import Vocabulary
+
+
+def most_frequent_parts(samples: Iterable[Sample], vocabulary: Vocabulary) -> Int[Tensor, " O"]:
+    """Object-part id with the most pixels for each object; K for an object without any.
+
+    Counted on the split that is scored, the answer is the best that a constant per object can reach on it: each object
+    contributes one class, whose IoU is its share of the object's pixels.
+    """
+    pixels = torch.zeros(len(vocabulary), dtype=torch.int64)
+    for sample in samples:
+        labelled = sample.object_part[sample.object_part != IGNORE_LABEL]
+        pixels += torch.bincount(labelled.flatten(), minlength=len(vocabulary))
+    best = torch.full((vocabulary.num_objects,), len(vocabulary), dtype=torch.int32)
+    for object_id in range(vocabulary.num_objects):
+        own = torch.from_numpy(vocabulary.parts_of_object(object_id).copy())
+        if pixels[own].any():
+            best[object_id] = own[pixels[own].argmax()]
+    return best
+
+
+def label_with(parts: Int[Tensor, " O"], objects: Int[Tensor, "h w"], vocabulary: Vocabulary) -> Int[Tensor, "h w"]:
+    """`parts` of the object at each pixel, K where the map holds no object: a label map for `Evaluator.process`."""
+    table = torch.cat([parts, parts.new_tensor([len(vocabulary)])])
+    return table[objects.clamp(max=vocabulary.num_objects).long()]

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Which parts of PartCLIPSeg matter on the synthetic data: seven systems, three seeds each, one table and one figure.
+# usage: bash scripts/toy_ablation.sh [overrides for every run, e.g. train.iterations=300]
+# SEEDS="1 2 3 4 5" more seeds; JOBS=2 runs at a time, each on one core; OUT=output/toy_ablation where runs go.
+# Finished runs are skipped, so a stopped ablation goes on where it was. Runs of other overrides need another OUT.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/env.sh plot
+
+out=${OUT:-output/toy_ablation}
+seeds=${SEEDS:-1 2 3}
+jobs=${JOBS:-2}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+declare -A systems=(
+    [clipseg]="experiment=toy_clipseg"
+    [part_clipseg]="experiment=toy_part_clipseg"
+    [no_object]="experiment=toy_part_clipseg criterion.terms.object.weight=0"
+    [no_part]="experiment=toy_part_clipseg criterion.terms.part.weight=0"
+    [no_separation]="experiment=toy_part_clipseg criterion.terms.separation.weight=0"
+    [no_enhancement]="experiment=toy_part_clipseg criterion.terms.enhancement.weight=0"
+    [no_attention]="experiment=toy_part_clipseg criterion.terms.separation.weight=0 criterion.terms.enhancement.weight=0"
+)
+order=(clipseg part_clipseg no_object no_part no_separation no_enhancement no_attention)
+
+python -m partseg.data.toy --root data/ToyPascalPart116
+
+one() { # one system and seed: train, then evaluate, unless the result is there
+    local system=$1 seed=$2; shift 2
+    local run=$out/$system/seed$seed
+    if [ -f "$run/results.json" ]; then echo "$run: finished before, kept"; return; fi
+    mkdir -p "$run"
+    local settings
+    read -r -a settings <<<"${systems[$system]}"
+    settings+=("name=$system/seed$seed" "seed=$seed" "output_root=$out" data_root=data
+        hooks.evaluate.every=1000000 hooks.visualize.every=1000000 'best.metrics=[]' "$@")
+    echo "$run: training"
+    if python tools/train_net.py "${settings[@]}" >"$run/console.txt" 2>&1 &&
+        python tools/eval_net.py "${settings[@]}" "ckpt=$run" >>"$run/console.txt" 2>&1; then
+        echo "$run: $(tail -n 1 "$run/console.txt")"
+    else
+        echo "$run: FAILED, see $run/console.txt" >&2
+        return 1
+    fi
+}
+
+trap 'trap - INT TERM; kill 0' INT TERM
+failed=0
+for seed in $seeds; do
+    for system in "${order[@]}"; do
+        while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || failed=1; done
+        one "$system" "$seed" "$@" &
+    done
+done
+while [ "$(jobs -rp | wc -l)" -gt 0 ]; do wait -n || failed=1; done
+[ "$failed" = 0 ] || { echo "some runs failed; start the same command again to go on" >&2; exit 1; }
+python tools/toy_ablation.py "$out"

@@ -1,0 +1,114 @@
+"""Table and figure of scripts/toy_ablation.sh: mean and standard error over seeds of what lies in one folder.
+
+    python tools/toy_ablation.py output/toy_ablation
+
+Reads <folder>/<system>/seed<k>/results.json; writes <folder>/ablation.md and ablation.png (needs the plot extra).
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from partseg.evaluation import results
+from partseg.utils.files import write_atomic
+
+SYSTEMS = {
+    "clipseg": "CLIPSeg",
+    "part_clipseg": "PartCLIPSeg",
+    "no_object": "without object guidance",
+    "no_part": "without part guidance",
+    "no_separation": "without separation",
+    "no_enhancement": "without enhancement",
+    "no_attention": "without separation and enhancement",
+}
+PROTOCOLS = ("oracle_obj", "pred_all")
+SPLITS = ("seen", "unseen", "harmonic")
+
+Scores = dict[str, np.ndarray]
+"""system -> [seeds, protocols, splits] in percent"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    try:
+        scores = read(folder)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
+    text = markdown(scores)
+    write_atomic(folder / "ablation.md", text.encode())
+    figure(scores, folder / "ablation.png")
+    Console(soft_wrap=True).print(text, markup=False, highlight=False)
+    Console(soft_wrap=True).print(f"{folder / 'ablation.md'}, {folder / 'ablation.png'}", highlight=False)
+
+
+def read(folder: Path) -> Scores:
+    """Scores of all systems that have results; ValueError where real and synthetic results would mix."""
+    scores: Scores = {}
+    for system in SYSTEMS:
+        rows = []
+        for path in sorted((folder / system).glob("seed*/results.json")):
+            content = results.read(path)
+            if not content["synthetic"]:
+                raise ValueError(f"{path} is not of synthetic data: move it away")
+            entries = content["protocols"]
+            rows.append([[entries[p]["metrics"][f"mIoU_{split}"] for split in SPLITS] for p in PROTOCOLS])
+        if rows:
+            scores[system] = np.array(rows, float)
+    if not scores:
+        raise FileNotFoundError(f"no <system>/seed<k>/results.json under {folder}: run scripts/toy_ablation.sh")
+    return scores
+
+
+def standard_error(values: np.ndarray) -> np.ndarray:
+    """Of the mean over the first axis; NaN for one value."""
+    count = len(values)
+    return values.std(0, ddof=1) / count**0.5 if count > 1 else np.full(values.shape[1:], np.nan)
+
+
+def markdown(scores: Scores) -> str:
+    """One row per system."""
+    heads = [f"{protocol} {split}" for protocol in PROTOCOLS for split in SPLITS]
+    lines = [
+        "SYNTHETIC DATA. mIoU in percent, mean ± standard error over seeds, weights after the last iteration.",
+        "",
+        f"| system | seeds | {' | '.join(heads)} |",
+        "|---|---|" + "---|" * len(heads),
+    ]
+    for system, values in scores.items():
+        cells = [f"{m:.1f} ± {e:.1f}" for m, e in zip(values.mean(0).ravel(), standard_error(values).ravel())]
+        lines.append(f"| {SYSTEMS[system]} | {len(values)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def figure(scores: Scores, path: Path) -> None:
+    """Seen and unseen bars with standard errors, one panel per protocol; dots are the seeds."""
+    import matplotlib  # the plot extra
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    drawing, panels = plt.subplots(1, len(PROTOCOLS), figsize=(11, 0.6 * len(scores) + 1.6), sharey=True)
+    places = np.arange(len(scores))
+    for index, (panel, protocol) in enumerate(zip(panels, PROTOCOLS)):
+        for shift, split, color in ((-0.2, 0, "#33658a"), (0.2, 1, "#f26419")):
+            values = [v[:, index, split] for v in scores.values()]
+            errors = [float(np.nan_to_num(standard_error(v))) for v in values]
+            panel.barh(places + shift, [v.mean() for v in values], 0.36, xerr=errors, color=color, label=SPLITS[split])
+            for place, v in zip(places, values):
+                panel.plot(v, np.full(len(v), place + shift), "k.", markersize=3)
+        panel.set_title(f"{protocol} (synthetic data)")
+        panel.set_xlabel("mIoU, percent")
+    panels[0].set_yticks(places, [SYSTEMS[system] for system in scores])
+    panels[0].invert_yaxis()
+    panels[0].legend()
+    drawing.tight_layout()
+    drawing.savefig(path, dpi=120)
+    plt.close(drawing)
+
+
+if __name__ == "__main__":
+    main()

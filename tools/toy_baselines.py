@@ -1,0 +1,91 @@
+"""The two plain baselines of the quickstart: the untrained network, and the most frequent part of the given object.
+
+    python tools/toy_baselines.py experiment=toy_part_clipseg
+
+Writes output/<name>/baselines/{untrained,most_frequent_part}/results.json; baselines that are there are kept.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+
+from partseg.data.dataset import PartSegDataset
+from partseg.data.loader import build_eval_loader
+from partseg.data.mapper import EvalMapper
+from partseg.engine.run import plain
+from partseg.evaluation import results, runner
+from partseg.evaluation.baselines import label_with, most_frequent_parts
+from partseg.evaluation.evaluator import Counts, Evaluator
+from partseg.evaluation.protocols import OracleObj
+from partseg.evaluation.report import table
+from partseg.utils import env
+from partseg.utils.config import cli, instantiate
+
+CONSOLE = Console()
+
+
+@cli("train")
+def main(cfg: DictConfig) -> None:
+    dataset = instantiate(cfg.eval_dataset, split=cfg.eval.split, mapper=EvalMapper(size=cfg.model.image_size))
+    folder = Path(cfg.output_root) / cfg.name / "baselines"
+    for name, measure in (("most_frequent_part", most_frequent_part), ("untrained", untrained)):
+        if (folder / name / results.FILE_NAME).is_file():
+            CONSOLE.print(f"{folder / name}: measured before, kept")
+            continue
+        counts, cost = measure(cfg, dataset)
+        values = results.describe_dataset(dataset, dataset.vocabulary) | {
+            "cross_dataset": False,
+            "checkpoint": None,
+            "protocols": {key: results.describe(entry, dataset.vocabulary) for key, entry in counts.items()},
+            **cost,
+            "config": plain(cfg),
+            "git_commit": env.git_commit(),
+            "environment": env.report(),
+        }
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        path = results.write(folder / name, values)
+        CONSOLE.print(table(values))
+        CONSOLE.print(f"{name}: {path}")
+
+
+def most_frequent_part(cfg: DictConfig, dataset: PartSegDataset) -> tuple[dict[str, Counts], dict[str, Any]]:
+    """Oracle-Obj only, since it needs the object; counted on the validation split itself, which favours it."""
+    vocabulary = dataset.vocabulary
+    parts = most_frequent_parts((dataset[i] for i in range(len(dataset))), vocabulary)
+    evaluator = Evaluator(OracleObj())
+    evaluator.reset(vocabulary)
+    for index in track(range(len(dataset)), "most frequent part", console=CONSOLE):
+        sample = dataset[index]
+        evaluator.process(label_with(parts, sample.object, vocabulary), sample)
+    cost = {
+        "seconds_per_image": None,
+        "peak_memory_bytes": None,
+        "peak_device_memory_bytes": None,
+        "num_processes": 1,
+    }
+    return {"oracle_obj": evaluator.evaluate()}, cost
+
+
+def untrained(cfg: DictConfig, dataset: PartSegDataset) -> tuple[dict[str, Counts], dict[str, Any]]:
+    """The network with the random weights that training starts from."""
+    env.seed_everything(cfg.seed)
+    model = instantiate(cfg.model)
+    loader = build_eval_loader(dataset, batch_size=cfg.eval.batch_size, num_workers=0, rank=0, world_size=1)
+    batches = track(loader, "untrained network", total=-(-len(dataset) // cfg.eval.batch_size), console=CONSOLE)
+    with torch.inference_mode():
+        evaluation = runner.run(
+            model,
+            batches,
+            vocabulary=dataset.vocabulary,
+            predictor=instantiate(cfg.predictor),
+            evaluators=instantiate(cfg.evaluator),
+        )
+    return evaluation.counts, results.describe_cost(evaluation)
+
+
+if __name__ == "__main__":
+    main()
