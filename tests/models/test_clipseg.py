@@ -93,6 +93,7 @@ def test_logits_equal_transformers(tmp_path, size):
 def test_logits_equal_transformers_at_real_size(tmp_path, size):
     config = transformers.CLIPSegConfig(use_complex_transposed_convolution=True, vision_config={"patch_size": 16})
     reference = shake(transformers.CLIPSegForImageSegmentation(config), 0.01)
+    shake(reference.clip.text_model, 0.1)  # or text features barely differ between prompts
     safetensors.torch.save_file(reference.state_dict(), tmp_path / "model.safetensors")
     model = ClipSeg(ClipBackbone(), adapter_ratio=None, trainable=("decoder.*",))
     report = load_weights(model, str(tmp_path / "model.safetensors"), require=("backbone", "decoder"))
