@@ -108,7 +108,7 @@ class Page:
             if protocol == ORACLE:
                 object_name = object_name if object_name in vocabulary.objects else None
                 if object_name is None:
-                    raise ValueError("choose which object it is, or let everything be found")
+                    raise ValueError("Choose which object it is, or let everything be found")
                 mask = self._mask(photo, vocabulary, marks)
             prediction = self.segmenter.predict(
                 photo.image,
@@ -133,7 +133,7 @@ class Page:
             owners = np.append(vocabulary.object_of, -1)[labels]
             for row, column in clicks:
                 if owners[row, column] < 0:
-                    raise ValueError("the model sees no object where you clicked; draw around the object instead")
+                    raise ValueError("The model sees no object where you clicked; draw around the object instead")
                 regions, _ = ndimage.label(owners == owners[row, column])
                 mask = mask | (regions == regions[row, column])
         return mask if mask.any() else None
@@ -144,7 +144,7 @@ class Page:
 
 
 def problem(message: str) -> str:
-    return f'<div class="bad" role="alert">{escape(message[:1].upper() + message[1:600])}</div>'
+    return f'<div class="bad" role="alert">{escape(message[:600])}</div>'
 
 
 def without_folder(message: str, path: str) -> str:

@@ -119,7 +119,7 @@ def test_mistakes_are_explained(page, photo, tmp_path, screenshots):
     (tmp_path / "letter.jpg").write_text("Dear Sir or Madam")
     upload(page, tmp_path / "letter.jpg")
     message = page.wait_for_selector("#status .bad:has-text('letter')").inner_text()
-    assert message == "Letter.jpg is not an image that Pillow reads; convert it to JPEG or PNG"
+    assert message == "letter.jpg is not an image that Pillow reads; convert it to JPEG or PNG"
     page.screenshot(path=screenshots / "error.png", full_page=True)
 
 
@@ -133,7 +133,7 @@ def test_photos_over_the_limit_are_refused(page, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "The vocabulary is empty; write one object per line"),
+        ("", "the vocabulary is empty; write one object per line"),
         ("dog", "must map objects to their parts"),
         ("dog: head, head", "twice"),
         ("dog: <script>alert(1)</script>, " + "very " * 100 + "long", "shorten the class name"),
