@@ -86,8 +86,10 @@ class _SlicedFeedForward(torch.autograd.Function):
         ctx.save_for_backward(x, w1, b1, w2)
         ctx.tokens = tokens  # type: ignore[attr-defined]
         out = x.new_empty(len(x), len(w2))
+        buffer = _buffer(x, tokens, width=len(w1))
         for x_i, out_i in zip(x.split(tokens), out.split(tokens), strict=True):
-            torch.addmm(b2, torch.addmm(b1, x_i, w1.t()).relu_(), w2.t(), out=out_i)
+            hidden = torch.addmm(b1, x_i, w1.t(), out=buffer[: len(x_i)]).relu_()
+            torch.addmm(b2, hidden, w2.t(), out=out_i)
         return out
 
     @staticmethod
@@ -95,18 +97,35 @@ class _SlicedFeedForward(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, w1, b1, w2 = ctx.saved_tensors  # type: ignore[attr-defined]
         tokens = ctx.tokens  # type: ignore[attr-defined]
-        # Sums over slices stay in fp32 also when the slices are bf16.
-        sums = [torch.zeros_like(p, dtype=torch.float32) for p in (w1, b1, w2)]
+        # Sums over slices stay in fp32 also when the slices are bf16. They add to the sums in place, and w1's is kept
+        # transposed: with 64 columns on the left a CPU multiplies a third faster.
+        sum_w1t, sum_b1, sum_w2 = (p.new_zeros(p.shape, dtype=torch.float32) for p in (w1.t(), b1, w2))
         grad_x = torch.empty_like(x)
+        buffers = [_buffer(x, tokens, width=len(w1)) for _ in range(2)]
         for x_i, g_i, gx_i in zip(x.split(tokens), grad.split(tokens), grad_x.split(tokens), strict=True):
-            hidden = torch.addmm(b1, x_i, w1.t()).relu_()
-            sums[2] += g_i.t() @ hidden
-            g_hidden = torch.ops.aten.threshold_backward(g_i @ w2, hidden, 0)
-            sums[0] += g_hidden.t() @ x_i
-            sums[1] += g_hidden.sum(0)
+            hidden, g_hidden = (buffer[: len(x_i)] for buffer in buffers)
+            torch.addmm(b1, x_i, w1.t(), out=hidden).relu_()
+            _add_product(sum_w2, g_i.t(), hidden)
+            torch.mm(g_i, w2, out=g_hidden)
+            torch.ops.aten.threshold_backward.grad_input(g_hidden, hidden, 0, grad_input=g_hidden)
+            _add_product(sum_w1t, x_i.t(), g_hidden)
+            sum_b1 += g_hidden.sum(0)
             torch.mm(g_hidden, w1, out=gx_i)
-        grad_w1, grad_b1, grad_w2 = (s.to(p.dtype) for s, p in zip(sums, (w1, b1, w2), strict=True))
+        grad_w1, grad_b1, grad_w2 = (s.to(p.dtype) for s, p in zip((sum_w1t.t(), sum_b1, sum_w2), (w1, b1, w2)))
         return grad_x, grad_w1, grad_b1, grad_w2, grad.sum(0), None
+
+
+def _buffer(x: Tensor, tokens: int, *, width: int) -> Float[Tensor, "tokens width"]:
+    """Room for the hidden activation of one slice, used for all of them."""
+    return x.new_empty(min(tokens, len(x)), width)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, in total's precision."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 class DecoderLayer(nn.Module):
