@@ -20,6 +20,7 @@ from partseg.engine.checkpoint import Checkpoints, init_from, restore
 from partseg.engine.ema import Ema
 from partseg.engine.hooks import Run
 from partseg.engine.launch import device_of, exit_for_requeue, launch
+from partseg.engine.prompts import PromptSampling
 from partseg.engine.run import open_run, plain
 from partseg.engine.trainer import Trainer
 from partseg.engine.writers import open_writers
@@ -56,6 +57,8 @@ def train(cfg: DictConfig) -> bool:
     optimizer = instantiate(cfg.optimizer, model=model)
     schedule = instantiate(cfg.schedule)
     ema = Ema(model, decay=cfg.train.ema_decay) if cfg.train.ema_decay else None
+    share = cfg.train.prompt_share
+    sampling = None if share is None else PromptSampling(share=share, seed=cfg.seed)
     vocabulary = train_set.vocabulary
     start = restore(state, model=model, optimizer=optimizer, vocabulary=vocabulary, ema=ema) if state else 0
 
@@ -90,6 +93,7 @@ def train(cfg: DictConfig) -> bool:
             clip_norm=cfg.train.clip_norm,
             precision=cfg.train.precision,
             ema=ema,
+            prompt_sampling=sampling,
             hooks=[instantiate(hook, run=run) for hook in cfg.hooks.values()],
         )
         return trainer.train(start)

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from partseg.engine.ema import Ema
+from partseg.engine.prompts import PromptSampling
 from partseg.engine.signals import StopRequest
 from partseg.losses.criterion import Criterion, check_finite
 from partseg.structures import Batch
@@ -56,6 +57,7 @@ class Trainer:
 
     `schedule(iteration)` multiplies every parameter group's `initial_lr`. `loader` is endless and starts at the
     iteration to resume from. `clip_norm` None = no clipping. `precision` bf16 runs the forward pass under autocast.
+    `prompt_sampling` lets each step see part of the vocabulary, which changes the objective.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Trainer:
         clip_norm: float | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
         ema: Ema | None = None,
+        prompt_sampling: PromptSampling | None = None,
         hooks: Sequence[Hook] = (),
     ) -> None:
         if precision not in ("fp32", "bf16"):
@@ -88,6 +91,7 @@ class Trainer:
         self.clip_norm = clip_norm
         self.precision = precision
         self.ema = ema
+        self.prompt_sampling = prompt_sampling
         self.hooks = hooks
         self.device = next(model.parameters()).device
         self.iteration = 0
@@ -118,16 +122,17 @@ class Trainer:
         micro_batches = [next(batches) for _ in range(self.accumulation)]
         data_seconds = time.perf_counter() - start
         micro_batches = [batch.to(self.device, non_blocking=True) for batch in micro_batches]
-        counts = self.reduce_counts(micro_batches)
+        vocabulary = self.vocabulary
+        if self.prompt_sampling is not None:
+            vocabulary, micro_batches = self.prompt_sampling(micro_batches, vocabulary, iteration=self.iteration)
+        counts = self.reduce_counts(micro_batches, vocabulary)
 
         losses, values = [], []
         for index, batch in enumerate(micro_batches):
             with self.gradient_sync(last=index == self.accumulation - 1):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    outputs = self.network(
-                        batch.images, self.vocabulary, attention_layers=self.criterion.attention_layers
-                    )
-                loss, terms = self.criterion(outputs, batch, self.vocabulary, counts)
+                    outputs = self.network(batch.images, vocabulary, attention_layers=self.criterion.attention_layers)
+                loss, terms = self.criterion(outputs, batch, vocabulary, counts)
                 check_finite(loss, terms, iteration=self.iteration, names=batch.names)
                 # read here, while the device is idle anyway after the check: later it would wait for the backward pass
                 self.stopping = bool(counts["stop_requests"] > 0)
@@ -154,12 +159,12 @@ class Trainer:
             group["lr"] = group["initial_lr"] * factor
         return self.optimizer.param_groups[0]["lr"]
 
-    def reduce_counts(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
+    def reduce_counts(self, micro_batches: Sequence[Batch], vocabulary: Vocabulary) -> dict[str, Tensor]:
         """The criterion's counts, and how many processes were asked to stop, over all micro-batches and processes.
 
         One all-reduce per step; because every process sees the same number of stop requests, all stop at the same step.
         """
-        per_batch = [self.criterion.counts(batch, self.vocabulary) for batch in micro_batches]
+        per_batch = [self.criterion.counts(batch, vocabulary) for batch in micro_batches]
         counts = {name: torch.stack([c[name] for c in per_batch]).sum() for name in per_batch[0]}
         counts["stop_requests"] = torch.tensor(float(self.stop_request), dtype=torch.float64, device=self.device)
         return dict(zip(counts, distributed.reduce_sum(torch.stack(list(counts.values())))))

@@ -25,6 +25,7 @@ from partseg.engine.benchmark.memory import peak_above, saved_bytes
 from partseg.engine.benchmark.steps import EvaluateImage, TrainStep
 from partseg.engine.benchmark.timing import Phases, Stopwatch, Unit, interleave, medians
 from partseg.engine.launch import device_of
+from partseg.engine.prompts import PromptSampling
 from partseg.engine.run import plain
 from partseg.models.cost import made_up_vocabulary
 from partseg.utils import env
@@ -111,6 +112,7 @@ def training_step(config: DictConfig, case: Case) -> TrainStep:
         model.compile()
     vocabulary = vocabulary_of(config, case.num_classes, training=True)
     batch = random_batch(vocabulary, batch_size=case.batch_size, image_size=config.model.image_size)
+    share = config.train.prompt_share
     return TrainStep(
         model,
         criterion=instantiate(config.criterion),
@@ -119,6 +121,7 @@ def training_step(config: DictConfig, case: Case) -> TrainStep:
         vocabulary=vocabulary,
         clip_norm=config.train.clip_norm,
         precision=config.train.precision,
+        prompt_sampling=None if share is None else PromptSampling(share=share, seed=config.seed),
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from partseg.engine.benchmark.timing import Phases, Stopwatch
+from partseg.engine.prompts import PromptSampling
 from partseg.evaluation.evaluator import Evaluator
 from partseg.evaluation.predictor import Predictor
 from partseg.evaluation.runner import process_image
@@ -36,6 +37,7 @@ class TrainStep:
         vocabulary: Vocabulary,
         clip_norm: float | None,
         precision: Literal["fp32", "bf16"],
+        prompt_sampling: PromptSampling | None = None,
     ) -> None:
         self.model = model.train()
         self.criterion = criterion
@@ -44,6 +46,8 @@ class TrainStep:
         self.vocabulary = vocabulary
         self.clip_norm = float("inf") if clip_norm is None else clip_norm
         self.precision = precision
+        self.prompt_sampling = prompt_sampling
+        self.iteration = 0
         self.device = next(model.parameters()).device
 
     def __call__(self) -> Phases:
@@ -62,16 +66,21 @@ class TrainStep:
         """Forward pass and criterion."""
         batch = self.batch.to(self.device, non_blocking=True)
         watch.lap("transfer")
+        vocabulary = self.vocabulary
+        if self.prompt_sampling is not None:
+            vocabulary, (batch,) = self.prompt_sampling([batch], vocabulary, iteration=self.iteration)
+            self.iteration += 1
+            watch.lap("prompt sampling")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            text = self.model.encode_text(self.vocabulary)  # type: ignore[operator]
+            text = self.model.encode_text(vocabulary)  # type: ignore[operator]
             watch.lap("text tower")
             layers = self.criterion.attention_layers
-            outputs = self.model(batch.images, self.vocabulary, text=text, attention_layers=layers)
+            outputs = self.model(batch.images, vocabulary, text=text, attention_layers=layers)
         watch.lap("network")
-        counts = self.criterion.counts(batch, self.vocabulary)
+        counts = self.criterion.counts(batch, vocabulary)
         watch.lap("loss counts")
         timed = Criterion(terms=_timed(self.criterion, watch), normalise=self.criterion.normalise)
-        loss, terms = timed(outputs, batch, self.vocabulary, counts)
+        loss, terms = timed(outputs, batch, vocabulary, counts)
         check_finite(loss, terms, iteration=0, names=batch.names)
         watch.lap("loss rest")
         return loss
