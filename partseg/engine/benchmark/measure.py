@@ -23,7 +23,7 @@ from partseg.data.loader import build_train_loader
 from partseg.engine.benchmark.inputs import random_batch, random_sample
 from partseg.engine.benchmark.memory import peak_above, saved_bytes
 from partseg.engine.benchmark.steps import EvaluateImage, TrainStep
-from partseg.engine.benchmark.timing import Phases, Stopwatch, Unit, interleave, medians
+from partseg.engine.benchmark.timing import Clock, Phases, Stopwatch, Unit, interleave, medians
 from partseg.engine.launch import device_of
 from partseg.engine.prompts import PromptSampling
 from partseg.engine.run import plain
@@ -68,7 +68,7 @@ def measure(config: DictConfig) -> dict[str, Any]:
             figures[f"memory, {case.name}"] = memory(config, case)
         result |= card_memory(config, device)
     if bench.mode in ("all", "train", "eval"):
-        unit = Unit(device)
+        unit = Unit(Clock(device, bench.clock))
         if bench.mode != "eval":
             figures |= {f"train, {case.name}": time_training(config, case, unit) for case in cases}
         if bench.mode != "train":
@@ -77,7 +77,7 @@ def measure(config: DictConfig) -> dict[str, Any]:
                 figures[f"eval, one image{classes}"] = time_evaluation(config, num_classes, unit)
     if bench.mode == "data":
         figures["data"] = time_data(config)
-    return {**result, "device": device.type, "environment": env.report(), "config": plain(config)}
+    return {**result, "device": device.type, "clock": bench.clock, "environment": env.report(), "config": plain(config)}
 
 
 def model_size(config: DictConfig) -> dict[str, float]:
@@ -122,6 +122,7 @@ def training_step(config: DictConfig, case: Case) -> TrainStep:
         clip_norm=config.train.clip_norm,
         precision=config.train.precision,
         prompt_sampling=None if share is None else PromptSampling(share=share, seed=config.seed),
+        clock=Clock(device, config.bench.clock),
     )
 
 
@@ -145,6 +146,7 @@ def time_evaluation(config: DictConfig, num_classes: int | None, unit: Unit) -> 
         evaluators=instantiate(config.evaluator),
         sample=random_sample(vocabulary, image_size=config.model.image_size, label_size=(height, width)),
         vocabulary=vocabulary,
+        clock=unit.clock,
     )
     figures = interleave(image, unit, repeats=config.bench.repeats, warmup=config.bench.warmup)
     if config.bench.trace is not None:
@@ -157,10 +159,10 @@ def time_data(config: DictConfig) -> dict[str, Any]:
     dataset = instantiate(config.dataset, split="train", mapper=instantiate(config.augmentation), seed=config.seed)
     batches = config.bench.warmup + config.bench.repeats
     batch_size = config.bench.batch_sizes[0]
-    device = torch.device("cpu")
+    clock = Clock(torch.device("cpu"))
     samples = []
     for draw in range(batches * batch_size):
-        watch = Stopwatch(device)
+        watch = Stopwatch(clock)
         dataset[(draw % len(dataset), draw)]
         watch.lap("sample")
         samples.append(watch.stop())
@@ -168,7 +170,7 @@ def time_data(config: DictConfig) -> dict[str, Any]:
         build_train_loader(dataset, batch_size=batch_size, num_workers=config.train.num_workers, seed=config.seed)
     )
     list(islice(loader, config.bench.warmup))
-    watch = Stopwatch(device)
+    watch = Stopwatch(clock)
     list(islice(loader, config.bench.repeats))
     watch.lap("loader")
     per_sample: Phases = {
@@ -204,7 +206,7 @@ def in_child(function: Any, config: DictConfig, case: Case) -> dict[str, Any]:
 
 def _saved(config: Mapping[str, Any], case: Case) -> dict[str, Any]:
     step = _child_step(config, case)
-    count = saved_bytes(lambda: step.loss(Stopwatch(step.device)), model=step.model)
+    count = saved_bytes(lambda: step.loss(Stopwatch(step.clock)), model=step.model)
     return {"saved_for_backward": count}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from partseg.engine.benchmark.timing import Phases, Stopwatch
+from partseg.engine.benchmark.timing import Clock, Phases, Stopwatch
 from partseg.engine.prompts import PromptSampling
 from partseg.evaluation.evaluator import Evaluator
 from partseg.evaluation.predictor import Predictor
@@ -38,6 +38,7 @@ class TrainStep:
         clip_norm: float | None,
         precision: Literal["fp32", "bf16"],
         prompt_sampling: PromptSampling | None = None,
+        clock: Clock,
     ) -> None:
         self.model = model.train()
         self.criterion = criterion
@@ -48,11 +49,12 @@ class TrainStep:
         self.precision = precision
         self.prompt_sampling = prompt_sampling
         self.iteration = 0
-        self.device = next(model.parameters()).device
+        self.clock = clock
+        self.device = clock.device
 
     def __call__(self) -> Phases:
         """One step; seconds per phase."""
-        watch = Stopwatch(self.device)
+        watch = Stopwatch(self.clock)
         loss = self.loss(watch)
         loss.backward()
         watch.lap("backward")
@@ -128,8 +130,10 @@ class EvaluateImage:
         evaluators: Mapping[str, Evaluator],
         sample: Sample,
         vocabulary: Vocabulary,
+        clock: Clock,
     ) -> None:
-        self.device = next(model.parameters()).device
+        self.clock = clock
+        self.device = clock.device
         self.prepared = predictor.prepare(model.eval(), vocabulary)
         self.evaluators = evaluators
         self.class_chunk = predictor.class_chunk
@@ -139,7 +143,7 @@ class EvaluateImage:
 
     def __call__(self) -> Phases:
         """One image; seconds per phase."""
-        watch = Stopwatch(self.device)
+        watch = Stopwatch(self.clock)
         sample = self.sample
         height, width = sample.object_part.shape
         objects = [i for i in sample.object.unique().tolist() if i < self.prepared.vocabulary.num_objects]
