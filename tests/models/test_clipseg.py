@@ -68,9 +68,11 @@ def assert_equal_to_reference(model, reference, size):
     with torch.no_grad():
         logits = model(images, VOCABULARY).object_part
     assert logits.shape == (2, len(VOCABULARY) + 1, size, size)
-    # Relative to how much the logits differ between images, prompts and pixels, not to their common offset.
-    assert (logits[:, :-1] - expected).abs().max() < 1e-4 * expected.std()
-    assert expected.std(dim=1).mean() > 1e-2 * expected.std(), "the reference ignores its prompt: nothing was tested"
+    logits = logits[:, :-1]
+    assert (logits - expected).abs().max() < 1e-4 * expected.std()
+    # What differs between prompts is a small share of random networks' logits: it must agree by its own measure too.
+    ours, theirs = (x - x.mean(dim=1, keepdim=True) for x in (logits, expected))
+    assert (ours - theirs).std() < 1e-2 * theirs.std()
 
 
 @pytest.mark.parametrize("size", [224, 352])
@@ -93,7 +95,6 @@ def test_logits_equal_transformers(tmp_path, size):
 def test_logits_equal_transformers_at_real_size(tmp_path, size):
     config = transformers.CLIPSegConfig(use_complex_transposed_convolution=True, vision_config={"patch_size": 16})
     reference = shake(transformers.CLIPSegForImageSegmentation(config), 0.01)
-    shake(reference.clip.text_model, 0.1)  # or text features barely differ between prompts
     safetensors.torch.save_file(reference.state_dict(), tmp_path / "model.safetensors")
     model = ClipSeg(ClipBackbone(), adapter_ratio=None, trainable=("decoder.*",))
     report = load_weights(model, str(tmp_path / "model.safetensors"), require=("backbone", "decoder"))
