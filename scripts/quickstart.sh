@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a PartCLIPSeg that finds parts of objects it has never seen, on drawn pictures: install, draw the
-# synthetic data, train a small network from random weights, evaluate, compare, show. No download but the packages.
+# From nothing to a small PartCLIPSeg on drawn pictures: install, draw the synthetic data, train from random weights,
+# evaluate under both protocols, compare with two plain baselines, show. No download but the packages.
 # usage: bash scripts/quickstart.sh [overrides of configs/train.yaml, e.g. train.iterations=200]
 # Everything that is finished is kept; after Ctrl-C the same command goes on from the last checkpoint.
 set -euo pipefail
