@@ -45,7 +45,7 @@ def main(options: Options) -> int:
     position = visual.positional_embedding
     with torch.no_grad():
         position.mul_(options.position * patch / position.std())
-    data = safetensors.torch.save(to_hf_clipseg(model), metadata={"format": "pt", "note": "random, not trained"})
+    data = safetensors.torch.save(to_hf_clipseg(model), metadata={"format": "pt"})
     write_atomic(options.output, data)
     print(f"wrote {options.output} ({len(data):,} bytes): random weights, seed {options.seed}")
     return 0
