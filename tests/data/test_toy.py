@@ -64,7 +64,7 @@ def test_every_name_is_drawn_and_no_part_leaves_its_object():
     artist = SceneArtist(VOCABULARY, size=128)
     seen: set[int] = set()
     objects: set[int] = set()
-    for index in range(96):
+    for index in range(192):
         picture = artist.draw(np.random.default_rng(index), subject=VOCABULARY.objects[index % 16])
         labelled = picture.part != NO_LABEL
         owner = VOCABULARY.object_of[picture.part[labelled]]

@@ -25,7 +25,7 @@ def test_another_vocabulary_is_refused(vocabulary):
 
 
 def test_another_data_set_is_refused_even_with_equal_names(vocabulary):
-    with pytest.raises(ValueError, match=r"trained on 'toys'.*eval_dataset"):
+    with pytest.raises(ValueError, match=r"trained on 'toys'.*dataset=\.\.\."):
         evaluation_vocabulary(vocabulary.seen_subset(), vocabulary, trained_on="toys", dataset="animals")
 
 
