@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from itertools import islice
 
 import pytest
@@ -107,3 +109,17 @@ def test_unreadable_image_in_a_worker_raises_with_its_name(pascal_root):
     val = pascal_part_116(pascal_root, "val", mapper=EvalMapper(16))
     with pytest.raises(ValueError, match=r"2008_000002\.jpg"):
         list(build_eval_loader(val, num_workers=1))
+
+
+def test_a_program_that_ends_in_an_error_does_not_wait_for_its_workers(pascal_root):
+    code = (
+        "from partseg.data.loader import build_train_loader\n"
+        "from partseg.data.mapper import TrainMapper\n"
+        "from partseg.data.pascal_part import pascal_part_116\n"
+        f"train = pascal_part_116({str(pascal_root)!r}, 'train', mapper=TrainMapper(16))\n"
+        "batches = iter(build_train_loader(train, batch_size=1, num_workers=2))\n"
+        "next(batches)\n"
+        "raise RuntimeError('the reason')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "the reason" in done.stderr
