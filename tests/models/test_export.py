@@ -23,6 +23,7 @@ def test_exported_image_branch_takes_text_as_input(request, images, vocabulary, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the compiler, not the model, takes its time
 def test_compiled_tower_and_decoder_equal_eager(build_part_clipseg, images, vocabulary):
     """fullgraph: nothing falls back to Python between pixels and masks, forward and backward."""
     model = build_part_clipseg(trainable=("adapter.*", "decoder.*", "pair.*"))
