@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from partseg.engine.checkpoint import load
 from partseg.engine.ema import Ema
 from partseg.engine.hooks import CheckpointHook, EvalHook, LogHook, ProfileHook, VisualizeHook
+from partseg.losses.criterion import NonFiniteLossError
 
 
 def lines(directory):
@@ -44,6 +46,22 @@ def test_weights_after_a_bad_gradient_are_never_saved(tmp_path, tiny, run_of):
     with pytest.raises(FloatingPointError, match="gradient norm is inf at iteration 1; nothing was saved"):
         tiny.trainer(iterations=3, hooks=[Break(), CheckpointHook(run, every=2)]).train()
     assert not run.checkpoints.latest.exists()
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint_intact(tmp_path, tiny, run_of):
+    class Poison:
+        def before_train(self, trainer): ...
+        def after_train(self, trainer): ...
+        def after_step(self, trainer):
+            if trainer.iteration == 3:
+                trainer.model.classes.weight.data.fill_(float("nan"))
+
+    run = run_of(tmp_path)
+    with pytest.raises(NonFiniteLossError, match=r"at iteration 3 \(object_part=nan.*images: \w+"):
+        tiny.trainer(iterations=9, hooks=[CheckpointHook(run, every=2), Poison()]).train()
+    state = load(run.checkpoints.latest)
+    assert state["iteration"] == 2
+    assert all(value.isfinite().all() for value in state["model"].values())
 
 
 def test_best_checkpoint_follows_the_named_metric(tmp_path, tiny, run_of):
