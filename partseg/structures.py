@@ -150,8 +150,9 @@ class DecoderAttention:
 class Outputs:
     """What every model returns, in training and evaluation alike; background is the last channel where there is one.
 
-    Logits are at network size. `object` and `part` are None for models without those heads (CLIPSeg). `attention`
-    maps a decoder layer index to its queries and keys, and is empty unless the model was asked to keep them.
+    Logits are at network size. `object` and `part` are None for models without those heads (CLIPSeg), `part` also where
+    it was not asked for. `attention` maps a decoder layer index to its queries and keys, and is empty unless the model
+    was asked to keep them.
     """
 
     object_part: Float[Tensor, "B K+1 H W"]

@@ -88,11 +88,11 @@ class PreparedPredictor:
                 present[self.vocabulary.parts_of_object(0)] = True
         with self.predictor.autocast(device):
             if present is None or present.all():
-                outputs = self.model(images, self.vocabulary, text=self.text)
+                outputs = self.model(images, self.vocabulary, text=self.text, part_masks=False)
                 object_part, object_logits = outputs.object_part, outputs.object
             else:
                 text = select_text(self.text, self.vocabulary, present)
-                outputs = self.model(images, self.vocabulary.subset(present), text=text)
+                outputs = self.model(images, self.vocabulary.subset(present), text=text, part_masks=False)
                 object_part, object_logits = _spread(outputs.object_part, present), None
         return [
             Scores(object_part[i], None if object_logits is None else object_logits[i], size)

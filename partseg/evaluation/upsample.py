@@ -18,8 +18,8 @@ BLOCK = 16
 ROUNDING = 1e-5
 """Bilinear weights sum to 1 within a few ulp (6e-8); bounds are widened by this much of the largest value."""
 
-CPU_CHUNK, DEVICE_CHUNK = 1 << 20, 1 << 25
-"""Upsampled values per step: a CPU wants them in its cache, an accelerator wants few kernel launches."""
+CPU_CHUNK, DEVICE_CHUNK = 1 << 22, 1 << 25
+"""Upsampled values per step: a CPU wants them near its cache, an accelerator wants few kernel launches."""
 
 
 SMALL = 128
@@ -48,7 +48,7 @@ def argmax(
     shape = (box[2] - box[0], box[3] - box[1])
     ids = torch.arange(len(logits), device=logits.device) if channels is None else channels
     rows, columns = (_sources(n, size[d], (box[d], box[d + 2])) for d, n in enumerate(logits.shape[1:]))
-    ids = ids[candidates((logits if channels is None else logits[ids])[:, rows, columns])]
+    ids = ids[candidates(_channels(logits[:, rows, columns], ids))]
     if len(ids) == 1:
         return ids.to(torch.int32).expand(shape).contiguous()
     if chunk is None:
@@ -114,26 +114,32 @@ def _upsample_some(logits: Tensor, ids: Tensor, size: tuple[int, int], box: Box)
     padded = ids[[0, 1, 2, 2]] if len(ids) == 3 else ids
     width = max(right, min(size[1], SMALL + 1 - bottom))
     height = max(bottom, SMALL + 1 - width)
-    return _top_left(logits[padded], size, (height, width))[: len(ids), top:bottom, left:right]
+    return _top_left(logits, padded, size, (height, width))[: len(ids), top:bottom, left:right]
+
+
+def _channels(logits: Tensor, ids: Tensor) -> Tensor:
+    """Channels `ids`: a view where they follow each other, as the parts of one object mostly do."""
+    first, last = int(ids[0]), int(ids[-1])
+    return logits[first : last + 1] if last + 1 - first == len(ids) else logits.index_select(0, ids)
 
 
 def _whole(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits.float()[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
-def _top_left(logits: Tensor, size: tuple[int, int], extent: tuple[int, int]) -> Tensor:
-    """The first rows and columns, at least `extent`, of the logits upsampled to `size`.
+def _top_left(logits: Tensor, ids: Tensor, size: tuple[int, int], extent: tuple[int, int]) -> Tensor:
+    """The first rows and columns, at least `extent`, of channels `ids` upsampled to `size`.
 
     Bottom and right are cut off exactly, by giving torch the scale instead of the size. Top and left cannot be: source
     positions are computed from the output's origin.
     """
     cuts = [_cut(*lengths) for lengths in zip(logits.shape[1:], size, extent)]
     if any(cut is None for cut in cuts):
-        return _whole(logits, size)
+        return _whole(_channels(logits, ids), size)
     (rows, height), (columns, width) = (cut for cut in cuts if cut is not None)
     scales = [out / source for out, source in zip(size, logits.shape[1:])]
     return torch.ops.aten.upsample_bilinear2d(
-        logits[None, :, :rows, :columns].float().contiguous(), [height, width], False, *scales
+        _channels(logits[:, :rows, :columns], ids)[None].float().contiguous(), [height, width], False, *scales
     )[0]
 
 

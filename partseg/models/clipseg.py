@@ -80,8 +80,12 @@ class ClipSeg(nn.Module):
         *,
         text: TextFeatures | None = None,
         attention_layers: tuple[int, ...] = (),
+        part_masks: bool = True,
     ) -> Outputs:
-        """Object-part logits [B, K + 1, H, W], background last; images are uint8 0..255 or float 0..1."""
+        """Object-part logits [B, K + 1, H, W], background last; images are uint8 0..255 or float 0..1.
+
+        `part_masks` is part of every model's interface and says nothing here: there are no masks of generalized parts.
+        """
         text = self.encode_text(vocabulary) if text is None else text
         if text.object_part is None or len(text.object_part) != len(vocabulary):
             raise ValueError("these text features are not from this model's encode_text with this vocabulary")

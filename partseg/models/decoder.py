@@ -22,11 +22,17 @@ ALL = 1 << 30
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Sizes of the decoder; the defaults are CLIPSeg rd64-refined's."""
+    """Sizes of the decoder, and where untrained masks start; the defaults are CLIPSeg rd64-refined's.
+
+    `mask_prior` is the probability every pixel starts with. Half, as with any random layer, is far from the share of
+    pixels that belong to one class: from random weights a small one saves the steps that would only learn that (the
+    prior of Lin et al., Focal Loss for Dense Object Detection, 2017, section 4.1). Loaded weights replace it.
+    """
 
     width: int = 64
     heads: int = 4
     hidden: int = 2048
+    mask_prior: float | None = None
 
 
 class Decoder(nn.Module):
@@ -54,7 +60,7 @@ class Decoder(nn.Module):
         self.checkpointing = checkpointing
         self.heads = shape.heads
         self.film = Film(text_dim, shape.width)
-        self.head = MaskHead(shape.width, patch_size=patch_size)
+        self.head = MaskHead(shape.width, patch_size=patch_size, prior=shape.mask_prior)
         self.reduces = nn.ModuleList(nn.Linear(image_dim, shape.width) for _ in range(num_layers))
         self.layers = nn.ModuleList(
             DecoderLayer(shape.width, heads=shape.heads, hidden=shape.hidden) for _ in range(num_layers)
@@ -121,10 +127,9 @@ class Decoder(nn.Module):
         """Prompts per pass for this batch."""
         if torch.compiler.is_compiling():
             return ALL
-        sequences = self.prompt_chunk
-        if torch.is_grad_enabled():
-            on_cpu = masks and like.device.type == "cpu"
-            sequences = CPU_MASK_INPUT // (like.shape[-2] * like.shape[-1]) if on_cpu else ALL
+        sequences = ALL if torch.is_grad_enabled() else self.prompt_chunk
+        if masks and like.device.type == "cpu":
+            sequences = min(sequences, CPU_MASK_INPUT // (like.shape[-2] * like.shape[-1]))
         return max(1, sequences // like.shape[0])
 
 

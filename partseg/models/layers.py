@@ -5,6 +5,7 @@ Legend: S sequences (image, prompt), N tokens with CLS, T tokens without, w deco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -168,14 +169,19 @@ class MaskHead(nn.Module):
 
     A transposed convolution whose stride is its kernel sends each cell to its own block of pixels, so both are matrix
     products over tokens, and pixels are put in place once, at the end, where there is one channel left.
+    `prior` is the probability that an untrained head gives to every pixel, about half if None.
     """
 
-    def __init__(self, width: int, *, patch_size: int) -> None:
+    def __init__(self, width: int, *, patch_size: int, prior: float | None = None) -> None:
         super().__init__()
+        if prior is not None and not 0 < prior < 1:
+            raise ValueError(f"mask_prior must lie between 0 and 1, got {prior}")
         first = next(a for a in range(1, patch_size + 1) if patch_size % a == 0 and a * a >= patch_size)
         self.conv = nn.Conv2d(width, width, 3, padding=1)
         self.up1 = nn.ConvTranspose2d(width, width // 2, first, stride=first)
         self.up2 = nn.ConvTranspose2d(width // 2, 1, patch_size // first, stride=patch_size // first)
+        if prior is not None:
+            nn.init.constant_(self.up2.bias, math.log(prior / (1 - prior)))  # type: ignore[arg-type]
 
     def forward(self, tokens: Float[Tensor, "S T w"], grid: tuple[int, int]) -> Float[Tensor, "S H W"]:
         """Logits of each sequence at grid * patch pixels."""

@@ -114,10 +114,12 @@ class PartClipSeg(nn.Module):
         *,
         text: TextFeatures | None = None,
         attention_layers: tuple[int, ...] = (),
+        part_masks: bool = True,
     ) -> Outputs:
         """Logits [B, K + 1], [B, O + 1] (background last) and [B, P]; images are uint8 0..255 or float 0..1.
 
-        Attention holds all E prompts in the order parts, objects, background.
+        Attention holds all E prompts in the order parts, objects, background. Without `part_masks` the [B, P] are left
+        out: the training loss reads them, no protocol does.
         """
         text = self.encode_text(vocabulary) if text is None else text
         sizes = [0 if x is None else len(x) for x in (text.part, text.object)]
@@ -126,7 +128,14 @@ class PartClipSeg(nn.Module):
         object_of, part_of = (
             torch.from_numpy(ids.copy()).to(images.device) for ids in (vocabulary.object_of, vocabulary.part_of)
         )
-        return self.segment(images, text, object_of=object_of, part_of=part_of, attention_layers=attention_layers)
+        return self.segment(
+            images,
+            text,
+            object_of=object_of,
+            part_of=part_of,
+            attention_layers=attention_layers,
+            part_masks=part_masks,
+        )
 
     def segment(
         self,
@@ -136,6 +145,7 @@ class PartClipSeg(nn.Module):
         object_of: Int[Tensor, " K"],
         part_of: Int[Tensor, " K"],
         attention_layers: tuple[int, ...] = (),
+        part_masks: bool = True,
     ) -> Outputs:
         """`forward` without names: what torch.export and torch.compile see."""
         if text.part is None or text.object is None:
@@ -146,12 +156,13 @@ class PartClipSeg(nn.Module):
         reduced = reduce_image(images, backbone=self.backbone, adapter=self.adapter, decoder=self.decoder)
         prompts = torch.cat([text.part, text.object, text.background])
         tokens, attention = self.decoder.tokens(reduced, prompts, grid=grid, attention_layers=attention_layers)
-        logits = self.decoder.masks(self.decoder.head, tokens, grid=grid)
         num_parts = len(text.part)
+        skipped = 0 if part_masks else num_parts
+        logits = self.decoder.masks(self.decoder.head, tokens[:, skipped:], grid=grid)
         return Outputs(
             object_part=self._pair_masks(tokens, prompts, num_parts, object_of=object_of, part_of=part_of, grid=grid),
-            object=logits[:, num_parts:],
-            part=logits[:, :num_parts],
+            object=logits[:, num_parts - skipped :],
+            part=logits[:, :num_parts] if part_masks else None,
             attention=attention,
         )
 

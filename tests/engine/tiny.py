@@ -61,7 +61,7 @@ class TinyNet(nn.Module):
         self.classes = nn.Embedding(8, 8)
         self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
 
-    def forward(self, images, vocabulary, *, text=None, attention_layers=()) -> Outputs:
+    def forward(self, images, vocabulary, *, text=None, attention_layers=(), part_masks=True) -> Outputs:
         features = self.features(images.float() / 255 * self.frozen[:, None, None])
         logits = torch.einsum("bdhw,cd->bchw", features, self.classes.weight)
         return Outputs(object_part=logits[:, : len(vocabulary) + 1], object=logits[:, : vocabulary.num_objects + 1])

@@ -52,7 +52,7 @@ class WholeNumberModel(nn.Module):
             object=self._features(vocabulary.objects),
         )
 
-    def forward(self, images, vocabulary, *, text=None, attention_layers=()):
+    def forward(self, images, vocabulary, *, text=None, attention_layers=(), part_masks=True):
         """Outputs at half the image's size."""
         assert text is not None
         self.num_images += len(images)

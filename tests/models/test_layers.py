@@ -54,6 +54,19 @@ def test_mask_head_equals_transposed_convolutions(patch, factors):
         torch.testing.assert_close(a, b)
 
 
+def test_untrained_masks_start_at_the_prior():
+    head = MaskHead(64, patch_size=16, prior=0.01)
+    assert torch.sigmoid(head.up2.bias).item() == pytest.approx(0.01)
+    started = torch.sigmoid(head(torch.randn(3, 4, 64), (2, 2)))
+    assert started.mean().item() == pytest.approx(0.01, rel=0.3)
+
+
+@pytest.mark.parametrize("prior", (0.0, 1.0, -0.1))
+def test_prior_is_a_probability(prior):
+    with pytest.raises(ValueError, match=f"mask_prior must lie between 0 and 1, got {prior}"):
+        MaskHead(64, patch_size=16, prior=prior)
+
+
 def test_over_prompts_recomputes_when_asked():
     calls = []
     x = torch.randn(2, 5, requires_grad=True)

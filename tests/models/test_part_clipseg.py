@@ -44,6 +44,15 @@ def loop_over_pairs(model, images, vocabulary, official):
     return torch.stack(masks, dim=1)
 
 
+def test_without_part_masks_the_rest_is_the_same(build_part_clipseg, images, vocabulary):
+    model = build_part_clipseg().eval()
+    with torch.inference_mode():
+        whole, lean = (model(images, vocabulary, part_masks=masks) for masks in (True, False))
+    assert whole.part is not None and lean.part is None
+    torch.testing.assert_close(lean.object_part, whole.object_part)
+    torch.testing.assert_close(lean.object, whole.object)
+
+
 @pytest.mark.parametrize("official", [False, True])
 def test_pairs_equal_a_loop_in_values_and_gradients(build_part_clipseg, images, vocabulary, official):
     model = build_part_clipseg(official_object_text_index=official, trainable=("*",)).double()
