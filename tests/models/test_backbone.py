@@ -22,6 +22,24 @@ def test_text_on_trimmed_prompts_equals_open_clip_on_77_tokens(backbone):
     torch.testing.assert_close(encode_prompts(backbone, prompts, device=torch.device("cpu")), expected)
 
 
+def _mean_cosine(backbone):
+    prompts = ["dog", "dog's head", "wheel", "bus's left side", "torso", "tail"]
+    features = torch.nn.functional.normalize(encode_prompts(backbone, prompts, device=torch.device("cpu")), dim=1)
+    cosines = features @ features.T
+    return cosines[~torch.eye(len(prompts), dtype=torch.bool)].mean()
+
+
+def test_spread_text_makes_prompts_differ():
+    torch.manual_seed(0)
+    assert _mean_cosine(ClipBackbone("partseg-tiny-8", feature_blocks=(0,))) > 0.5
+    assert _mean_cosine(ClipBackbone("partseg-tiny-8", feature_blocks=(0,), spread_text=True)) < 0.2
+
+
+def test_spread_text_is_for_random_towers_only():
+    with pytest.raises(ValueError, match="spread_text is for random text towers; pretrained='openai'"):
+        ClipBackbone("partseg-tiny-8", pretrained="openai", spread_text=True)
+
+
 def test_image_tokens_equal_open_clip(backbone):
     images = torch.rand(2, 3, 128, 128)
     normalised = (images - backbone.image_mean) / backbone.image_std
