@@ -94,7 +94,7 @@ def train(cfg: DictConfig) -> bool:
             precision=cfg.train.precision,
             ema=ema,
             prompt_sampling=sampling,
-            hooks=[instantiate(hook, run=run) for hook in cfg.hooks.values()],
+            hooks=[instantiate(hook, run=run) for hook in cfg.hooks.values() if hook is not None],
         )
         return trainer.train(start)
 

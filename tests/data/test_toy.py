@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from partseg.data.toy import writer
+from partseg.data.toy.palette import Palette
 from partseg.data.toy.scene import BUILDERS, SceneArtist
 from partseg.data.toy.shapes import NO_LABEL, Canvas, Paint, Shape, box, ellipse
 from partseg.data.toy.writer import ToyOptions, is_complete, stem_of, write_toy
@@ -91,6 +92,22 @@ def test_small_parts_survive_at_the_default_size():
     eye = VOCABULARY.object_parts.index("cat's eye")
     counts = [int((artist.draw(np.random.default_rng(index), subject="cat").part == eye).sum()) for index in range(12)]
     assert np.median(counts) >= 6
+
+
+def test_a_part_is_tinted_alike_on_every_object():
+    palette = Palette(VOCABULARY)
+
+    def colour(part: str | None, obj: str, own: tuple[float, float, float]) -> np.ndarray:
+        shape = Shape(box(0, 0, 1, 1), Paint(own), part)
+        return np.array(palette.tint(shape, obj).paint.color)
+
+    grey = (128.0, 128.0, 128.0)
+    heads = [colour("head", name, grey) for name in ("dog", "cat", "horse")]
+    other = colour("tail", "dog", grey)
+    between_objects = max(np.abs(a - b).max() for a in heads for b in heads)
+    assert 0 < between_objects < np.abs(heads[0] - other).max()
+    assert np.allclose(colour("head", "dog", (228.0, 128.0, 128.0)) - heads[0], (20, 0, 0))
+    assert np.array_equal(colour(None, "dog", grey), grey)
 
 
 def test_canvas_labels_are_where_the_paint_is():

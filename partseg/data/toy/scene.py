@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from partseg.data.toy import creatures, figures, machines, things, vehicles
 from partseg.data.toy.backdrop import draw_backdrop, draw_foreground
+from partseg.data.toy.palette import Palette
 from partseg.data.toy.shapes import NO_LABEL, Canvas, Shape, bounds, placed
 from partseg.vocabulary import Vocabulary
 
@@ -64,6 +65,7 @@ class SceneArtist:
         self._with_parts = vocabulary.objects
         self._object_ids = {name: index for index, name in enumerate(self._objects)}
         self._part_ids = {pair: index for index, pair in enumerate(vocabulary.pairs)}
+        self._palette = Palette(vocabulary)
 
     def draw(self, rng: np.random.Generator, *, subject: str | None = None) -> Picture:
         """A picture with one to three objects; `subject` is surely among them, drawn large."""
@@ -117,7 +119,7 @@ class SceneArtist:
     def _paint(self, canvas: Canvas, name: str, shapes: Sequence[Shape]) -> None:
         for shape in shapes:
             label = NO_LABEL if shape.part is None else self._part_ids[name, shape.part]
-            canvas.paint(shape, part_label=label, object_label=self._object_ids[name])
+            canvas.paint(self._palette.tint(shape, name), part_label=label, object_label=self._object_ids[name])
 
 
 def _photograph(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:

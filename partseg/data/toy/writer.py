@@ -20,7 +20,7 @@ from partseg.data.toy.scene import SceneArtist
 from partseg.data.toy.shapes import NO_LABEL
 from partseg.vocabulary import Vocabulary
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same options give other pictures; a set of another version is not reused."""
 
 SPLITS = ("train", "val")
