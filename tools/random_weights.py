@@ -24,12 +24,16 @@ from partseg.utils.files import write_atomic
 
 @dataclass(frozen=True)
 class Options:
-    """`model` is a file of configs/model/; `position` is the position embedding's size relative to the patches'."""
+    """`model` is a file of configs/model/; `position` is the position embedding's size relative to the patches'.
+
+    `prior` is the probability that masks start with. Prompts start apart (`spread_text_tower`).
+    """
 
     output: Path
     model: str = "part_clipseg"
     seed: int = 0
     position: float = 1.0
+    prior: float = 0.01
 
 
 def main(options: Options) -> int:
@@ -37,7 +41,8 @@ def main(options: Options) -> int:
     if options.output.suffix != ".safetensors":
         raise ValueError(f"output={options.output} must end in .safetensors")
     torch.manual_seed(options.seed)
-    model = instantiate(compose("train", [f"model={options.model}"]).model)
+    start = ["model.backbone.spread_text=true", f"model.decoder.mask_prior={options.prior}"]
+    model = instantiate(compose("train", [f"model={options.model}", *start]).model)
     visual = model.backbone.clip.visual
     # open_clip starts positions at a few percent of a patch's size, so a random tower hardly knows where a patch is.
     # A patch of independent unit pixels has the variance of one filter's squared norm.

@@ -49,9 +49,7 @@ class ClipBackbone(nn.Module):
     ) -> None:
         super().__init__()
         if spread_text and pretrained is not None:
-            raise ValueError(
-                f"spread_text is for random text towers; pretrained={pretrained!r} has its own"
-            )
+            raise ValueError(f"spread_text is for random text towers; pretrained={pretrained!r} has its own")
         self.name = name
         self.clip = build_clip(name)
         depth = len(self.clip.visual.transformer.resblocks)

@@ -12,7 +12,7 @@ from rich.console import Console
 from partseg.data.toy.writer import ToyOptions, write_toy
 from partseg.reproduce import render
 from partseg.reproduce.collect import collect
-from partseg.reproduce.plan import Job, Options, jobs, toy_root
+from partseg.reproduce.plan import Job, Options, jobs, overrides_for, toy_root
 from partseg.reproduce.table import Table, load_table
 from partseg.utils.config import compose
 from partseg.utils.files import write_atomic
@@ -47,9 +47,10 @@ def options_from(args: argparse.Namespace, *, num_gpus: int | None = None, overr
 
 def plan(table: Table, options: Options) -> list[Job]:
     """All jobs of a table; composes each row's experiment, so a typo in a table stops before anything runs."""
-    experiments = {row.experiment for row in table.rows if row.experiment is not None}
+    rows = {row.experiment: row for row in table.rows if row.experiment is not None}
     iterations = {
-        name: compose("train", [f"experiment={name}", *options.overrides]).train.iterations for name in experiments
+        name: compose("train", [f"experiment={name}", *overrides_for(row, options)]).train.iterations
+        for name, row in rows.items()
     }
     return list(jobs(table, options, iterations_of=iterations))
 
@@ -59,7 +60,7 @@ def check_data(table: Table, options: Options) -> None:
     for row in table.rows:
         if row.experiment is None:
             continue
-        config = compose("train", [f"experiment={row.experiment}", *row.overrides, *options.overrides])
+        config = compose("train", [f"experiment={row.experiment}", *row.overrides, *overrides_for(row, options)])
         root = Path(config.dataset.root)
         if not root.parent.is_dir() or not any(root.parent.iterdir()):
             raise FileNotFoundError(

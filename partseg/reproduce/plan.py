@@ -115,7 +115,13 @@ def settings(row: Row, options: Options) -> list[str]:
         model = "clipseg_tiny" if str(row.experiment).startswith("clipseg") else "part_clipseg_tiny"
         root = toy_root(options)
         smoke = (f"model={model}", *SMOKE_OVERRIDES, f"dataset.root={root}")
-    return [*map(_quote, [f"experiment={row.experiment}", *row.overrides, *smoke]), *options.overrides]
+    return [*map(_quote, [f"experiment={row.experiment}", *row.overrides, *smoke]), *overrides_for(row, options)]
+
+
+def overrides_for(row: Row, options: Options) -> list[str]:
+    """The user's overrides; `recipe=official` becomes the variant of the row's model, so one table can hold both."""
+    variant = "recipe=official_clipseg" if str(row.experiment).startswith("clipseg") else "recipe=official"
+    return [variant if override == "recipe=official" else override for override in options.overrides]
 
 
 def _python(tool: str, options: Options, arguments: Sequence[str]) -> tuple[str, ...]:

@@ -68,3 +68,15 @@ def test_seeds_that_are_no_numbers_are_refused():
     with pytest.raises(ValueError, match="whole numbers"):
         options_from(parser("x").parse_args(["t.yaml", "--seeds", "1,two"]))
     assert options_from(parser("x").parse_args(["t.yaml"])).seeds == (1, 2, 3, 4, 5)
+
+
+def test_the_official_recipe_is_that_of_each_row(root, tmp_path):
+    table = load_table(root / "scripts" / "tables" / "table1.yaml")
+    todo = plan(table, Options(output=tmp_path, seeds=(1,), overrides=("recipe=official",)))
+    trained = [job.command for job in todo if job.kind == "train"]
+    recipes = {}
+    for command in trained:
+        experiment = next(word for word in command if word.startswith("experiment="))
+        recipes[experiment.split("=")[1].split("_pascal")[0]] = [w for w in command if w.startswith("recipe=")]
+        compose("train", [word for word in command[2:] if not word.startswith("launch.")])
+    assert recipes == {"clipseg": ["recipe=official_clipseg"], "part_clipseg": ["recipe=official"]}
