@@ -21,6 +21,7 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTrans
 from torch import Tensor, nn
 
 from partseg.models.convert import load_clip
+from partseg.models.feature_cache import FeatureCache
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,6 +33,7 @@ class ClipBackbone(nn.Module):
     `pretrained` is an open_clip tag ("openai") or a file with CLIP weights; None leaves random weights, which is right
     when a checkpoint is loaded afterwards. `feature_blocks` count from zero; blocks after the last one never run.
     `spread_text` starts a random text tower so that prompts differ (`spread_text_tower`); loading replaces it.
+    `feature_cache` is a folder where a frozen image tower leaves its features, so that no image is computed twice.
     """
 
     image_mean: Tensor
@@ -46,6 +48,7 @@ class ClipBackbone(nn.Module):
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
         spread_text: bool = False,
+        feature_cache: str | None = None,
     ) -> None:
         super().__init__()
         if spread_text and pretrained is not None:
@@ -74,6 +77,10 @@ class ClipBackbone(nn.Module):
             load_clip(self, pretrained)
         if spread_text:
             spread_text_tower(self)
+        self._cache = None
+        if feature_cache is not None:
+            settings = f"{name} {self.feature_blocks} {list(image_mean)} {list(image_std)}"
+            self._cache = FeatureCache(feature_cache, parameters=list(self._image_parameters()), settings=settings)
 
     @property
     def context_length(self) -> int:
@@ -127,10 +134,17 @@ class ClipBackbone(nn.Module):
         """
         grid = self.grid(images)
         trains = images.requires_grad or any(p.requires_grad for p in self._image_parameters())
-        with contextlib.nullcontext() if trains else torch.no_grad():
+
+        def compute(images: Tensor) -> list[Tensor]:
             x = images / 255 if images.dtype == torch.uint8 else images
-            x = (x - self.image_mean) / self.image_std
-            return self._image_tokens(x, grid)
+            return self._image_tokens((x - self.image_mean) / self.image_std, grid)
+
+        if trains:
+            return compute(images)
+        with torch.no_grad():
+            if self._cache is None or images.dtype != torch.uint8:
+                return compute(images)
+            return self._cache.features(images, compute)
 
     def _image_parameters(self) -> Iterator[nn.Parameter]:
         visual = self.clip.visual
