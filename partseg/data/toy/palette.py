@@ -38,10 +38,7 @@ class Palette:
 
 
 def _spread(index: int, offset: float) -> Color:
-    """Colour number `index` of a sequence without end whose members keep away from each other.
-
-    Hue, saturation and value step by irrational numbers that fill a cube evenly (Roberts' R3 sequence is one such).
-    """
+    """Colour number `index` of a sequence without end: hue, saturation and value by Roberts' R3, which fills a cube evenly."""
     hue, saturation, value = ((index * step + offset) % 1 for step in (0.8191725, 0.6710436, 0.5497005))
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.55 + 0.4 * saturation, 0.4 + 0.58 * value)
     return 255 * red, 255 * green, 255 * blue
