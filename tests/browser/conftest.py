@@ -61,7 +61,7 @@ def browser_page(tmp_path_factory):
             args=FLAGS,
             viewport={"width": 1360, "height": 960},
         )
-        context.set_default_timeout(240_000)
+        context.set_default_timeout(60_000)
         context.route("**/*", gate)
         page = context.pages[0]
         page.on("pageerror", lambda error: errors.append(str(error)))
