@@ -1,7 +1,7 @@
 """What toy objects have in common: every part name and every object has a colour that tints whatever is drawn of it.
 
-A dog's leg and a horse's leg look alike in photographs too. Drawings whose colours were all free taught a network from
-random weights nothing in the minutes that a quickstart has.
+A dog's leg and a horse's leg look alike in photographs too. It makes the world easy enough for a small network from
+random weights in the minutes that a quickstart has.
 """
 
 from __future__ import annotations
