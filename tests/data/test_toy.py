@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from partseg.data.toy import writer
+from partseg.data.toy import scene, writer
 from partseg.data.toy.palette import Palette
 from partseg.data.toy.scene import BUILDERS, SceneArtist
 from partseg.data.toy.shapes import NO_LABEL, Canvas, Paint, Shape, box, ellipse
@@ -65,7 +66,7 @@ def test_every_name_is_drawn_and_no_part_leaves_its_object():
     artist = SceneArtist(VOCABULARY, size=128)
     seen: set[int] = set()
     objects: set[int] = set()
-    for index in range(192):
+    for index in range(400):
         picture = artist.draw(np.random.default_rng(index), subject=VOCABULARY.objects[index % 16])
         labelled = picture.part != NO_LABEL
         owner = VOCABULARY.object_of[picture.part[labelled]]
@@ -106,8 +107,45 @@ def test_a_part_is_tinted_alike_on_every_object():
     other = colour("tail", "dog", grey)
     between_objects = max(np.abs(a - b).max() for a in heads for b in heads)
     assert 0 < between_objects < np.abs(heads[0] - other).max()
-    assert np.allclose(colour("head", "dog", (228.0, 128.0, 128.0)) - heads[0], (20, 0, 0))
+    assert np.allclose(colour("head", "dog", (228.0, 128.0, 128.0)) - heads[0], (10, 0, 0))
     assert np.array_equal(colour(None, "dog", grey), grey)
+
+
+def test_training_pictures_are_of_seen_objects_as_often_as_they_have_parts(monkeypatch, tmp_path):
+    drawn: list[str] = []
+    draw = SceneArtist.draw
+
+    def noted(self: SceneArtist, rng: np.random.Generator, *, subject: str | None = None) -> object:
+        drawn.append(str(subject))
+        return draw(self, rng, subject=subject)
+
+    monkeypatch.setattr(SceneArtist, "draw", noted)
+    num_seen = int(VOCABULARY.seen.sum())
+    write_toy(tmp_path / "toy", ToyOptions(num_train=num_seen, num_val=len(VOCABULARY.objects), size=32))
+    assert drawn[num_seen:] == list(VOCABULARY.objects)
+    seen = [name for name in VOCABULARY.objects if name not in VOCABULARY.unseen_objects]
+    assert drawn[: len(seen)] == seen
+    assert Counter(drawn[:num_seen]) == Counter(obj for obj, _ in VOCABULARY.pairs if obj in seen)
+
+
+def test_small_parts_grow_about_their_middle_and_large_ones_stay():
+    eye = Shape(box(4, 6, 5, 7), Paint((0, 0, 0)), "eye")
+    grown = scene._grown(eye, least=2.25).points
+    assert np.allclose((grown.min(0) + grown.max(0)) / 2, (4.5, 6.5)) and np.allclose(np.ptp(grown, 0), 1.5)
+    assert np.allclose(np.ptp(scene._grown(eye, least=100.0).points, 0), scene._MOST_GROWTH)
+    for shape in (Shape(eye.points, eye.paint), Shape(box(0, 0, 2, 2), eye.paint, "torso")):
+        assert scene._grown(shape, least=2.25) is shape
+
+
+def test_backdrops_are_paler_than_objects():
+    spread: dict[bool, list[float]] = {True: [], False: []}
+    artist = SceneArtist(VOCABULARY, size=64)
+    for index in range(16):
+        picture = artist.draw(np.random.default_rng(index), subject=VOCABULARY.objects[index])
+        colourful = np.ptp(picture.image.astype(float), axis=-1)
+        for labelled in (True, False):
+            spread[labelled].append(float(np.median(colourful[(picture.part != NO_LABEL) == labelled])))
+    assert np.median(spread[True]) > 2 * np.median(spread[False])
 
 
 def test_canvas_labels_are_where_the_paint_is():

@@ -54,6 +54,18 @@ def test_mask_head_equals_transposed_convolutions(patch, factors):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("inner", [1, 2, 4])
+def test_pixels_are_put_in_place_and_their_gradients_back(dtype, inner):
+    blocks = torch.randn(3, 2, 5, 4, 4, inner, inner).to(dtype).requires_grad_()
+    placed = layers._place(blocks)
+    plain = blocks.permute(0, 1, 3, 5, 2, 4, 6).reshape(3, 8 * inner, 20 * inner)
+    assert torch.equal(placed, plain)
+    for weight in (torch.randn_like(plain), torch.ones((), dtype=dtype).expand(plain.shape)):
+        found, wanted = (torch.autograd.grad(x, blocks, weight, retain_graph=True)[0] for x in (placed, plain))
+        assert torch.equal(found, wanted)
+
+
 def test_untrained_masks_start_at_the_prior():
     head = MaskHead(64, patch_size=16, prior=0.01)
     assert torch.sigmoid(head.up2.bias).item() == pytest.approx(0.01)

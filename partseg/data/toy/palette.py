@@ -12,7 +12,7 @@ from dataclasses import replace
 from partseg.data.toy.shapes import Color, Shape
 from partseg.vocabulary import Vocabulary
 
-PART_SHARE, OBJECT_SHARE = 0.6, 0.2
+PART_SHARE, OBJECT_SHARE = 0.65, 0.25
 """How much of a part's colour its name and its object decide; the rest is the drawing's own (coat, paint, cloth)."""
 
 

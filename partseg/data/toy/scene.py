@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -45,6 +45,13 @@ BUILDERS: dict[str, Builder] = {
 _AIRBORNE = frozenset({"aeroplane"})
 _CLOSE_UP = 0.2
 """Share of the pictures that show one object only, larger than the picture."""
+_COMPANY = (0.85, 0.12, 0.03)
+"""How often none, one or two further objects stand beside the subject of the other pictures."""
+_HAZE = 0.85
+"""How far backdrops fade to a light grey. Objects stand out as in a photograph with a shallow depth of field."""
+_LEAST_AREA, _MOST_GROWTH = 0.012, 1.8
+"""Parts smaller than this share of the square around their object are drawn larger, each side up to so many times:
+toys have big eyes, and 64 pixels across, those of a real cat are smaller than one."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class SceneArtist:
         """A picture with one to three objects; `subject` is surely among them, drawn large."""
         canvas = Canvas(self.size, rng)
         horizon = draw_backdrop(canvas, rng)
+        _fade(canvas.image)
         subject = str(rng.choice(self._with_parts)) if subject is None else subject
         for name, shapes in self._arranged(subject, horizon, rng):
             self._paint(canvas, name, shapes)
@@ -82,7 +90,7 @@ class SceneArtist:
         """Objects from back to front, each placed on the ground of the picture."""
         if rng.random() < _CLOSE_UP:
             return [(subject, self._placed(subject, rng.uniform(0.35, 0.65), None, rng.uniform(1.2, 1.6), rng))]
-        num_others = int(rng.choice(3, p=(0.50, 0.34, 0.16)))
+        num_others = int(rng.choice(3, p=_COMPANY))
         names = [subject, *(str(rng.choice(self._objects)) for _ in range(num_others))]
         reach = rng.uniform(0.80, 1.05) if num_others == 0 else rng.uniform(0.62, 0.90)
         center = 0.5 + rng.uniform(-0.12, 0.12) * (1 + num_others)
@@ -109,7 +117,9 @@ class SceneArtist:
         """
         shapes = BUILDERS[name](rng)
         x0, y0, x1, y1 = bounds(shapes)
-        unit = reach * self.size / max(x1 - x0, y1 - y0)
+        side = max(x1 - x0, y1 - y0)
+        shapes = [_grown(shape, least=_LEAST_AREA * side**2) for shape in shapes]
+        unit = reach * self.size / side
         mirror = float(rng.choice((-1.0, 1.0)))
         scale = (mirror * unit * rng.uniform(0.9, 1.1), unit * rng.uniform(0.9, 1.1))
         foot = rng.uniform(0.04, 0.12) * self.size - y0 * scale[1] if base is None else base * self.size
@@ -122,8 +132,24 @@ class SceneArtist:
             canvas.paint(self._palette.tint(shape, name), part_label=label, object_label=self._object_ids[name])
 
 
+def _fade(image: NDArray[np.float32]) -> None:
+    """Mix the picture [S, S, 3] with a light version of its greys, in place."""
+    image += _HAZE * ((image.mean(axis=-1, keepdims=True) + 200) / 2 - image)
+
+
+def _grown(shape: Shape, *, least: float) -> Shape:
+    """The shape, larger about its middle where it is a part of less than `least` area."""
+    x, y = shape.points.T
+    area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
+    if shape.part is None or area >= least:
+        return shape
+    factor = min(_MOST_GROWTH, (least / max(area, 1e-9)) ** 0.5)
+    middle = (shape.points.min(0) + shape.points.max(0)) / 2
+    return replace(shape, points=middle + (shape.points - middle) * factor)
+
+
 def _photograph(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
     """White balance, exposure and sensor noise."""
-    gain = np.float32(rng.uniform(0.85, 1.12) * rng.uniform(0.94, 1.06, 3))
+    gain = np.float32(rng.uniform(0.95, 1.05) * rng.uniform(0.98, 1.02, 3))
     noisy = image * gain + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(2, 7))
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)

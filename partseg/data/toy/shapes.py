@@ -188,7 +188,7 @@ class Canvas:
         coarse, fine = self._coarse[window], self._fine[window]
         mixing = self._pattern(paint, window, coarse, fine)[..., None]
         color = _rgb(paint.color) * (1 - mixing) + _rgb(paint.accent) * mixing
-        light = np.linspace(1.10, 0.86, coarse.shape[0], dtype=np.float32)[:, None]
+        light = np.linspace(1.05, 0.94, coarse.shape[0], dtype=np.float32)[:, None]
         return color * (light * (1 + 0.06 * coarse + 0.05 * fine))[..., None]
 
     def _pattern(

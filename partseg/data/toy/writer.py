@@ -20,7 +20,7 @@ from partseg.data.toy.scene import SceneArtist
 from partseg.data.toy.shapes import NO_LABEL
 from partseg.vocabulary import Vocabulary
 
-VERSION = 4
+VERSION = 5
 """Raised whenever the same options give other pictures; a set of another version is not reused."""
 
 SPLITS = ("train", "val")
@@ -138,8 +138,9 @@ def _draw_all(folder: Path, options: ToyOptions, *, progress: Callable[[int, int
     artist = SceneArtist(vocabulary, size=options.size)
     written: list[_Written] = []
     for split in SPLITS:
+        subjects = _subjects(vocabulary, split)
         for index in range(options.count(split)):
-            written.append(_draw_one(folder, artist, vocabulary.objects, seed=options.seed, split=split, index=index))
+            written.append(_draw_one(folder, artist, subjects, seed=options.seed, split=split, index=index))
             if progress is not None:
                 progress(len(written), options.num_train + options.num_val)
     for split in SPLITS:
@@ -150,6 +151,18 @@ def _draw_all(folder: Path, options: ToyOptions, *, progress: Callable[[int, int
     shots = _few_shot([entry for entry in written if entry.split == "train"])
     _write_json(folder / "train_16shot.json", [{"file_name": f"{name}/images/train/{stem}.jpg"} for stem in shots])
     _write_json(folder / "provenance.json", _provenance(options, written, vocabulary))
+
+
+def _subjects(vocabulary: Vocabulary, split: str) -> Sequence[str]:
+    """What the pictures show in turn: every object in validation; in training seen ones, each as often as it has parts.
+
+    Training hides the labels of unseen objects, so pictures of them would teach nothing; they stand beside others.
+    """
+    if split != "train":
+        return vocabulary.objects
+    seen = [name for name in vocabulary.objects if name not in vocabulary.unseen_objects]
+    counts = {name: len(vocabulary.parts_of_object(vocabulary.object_id(name))) for name in seen}
+    return [name for turn in range(max(counts.values())) for name in seen if turn < counts[name]]
 
 
 def _draw_one(
