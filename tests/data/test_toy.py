@@ -129,12 +129,17 @@ def test_training_pictures_are_of_seen_objects_as_often_as_they_have_parts(monke
 
 
 def test_small_parts_grow_about_their_middle_and_large_ones_stay():
-    eye = Shape(box(4, 6, 5, 7), Paint((0, 0, 0)), "eye")
-    grown = scene._grown(eye, least=2.25).points
-    assert np.allclose((grown.min(0) + grown.max(0)) / 2, (4.5, 6.5)) and np.allclose(np.ptp(grown, 0), 1.5)
-    assert np.allclose(np.ptp(scene._grown(eye, least=100.0).points, 0), scene._MOST_GROWTH)
-    for shape in (Shape(eye.points, eye.paint), Shape(box(0, 0, 2, 2), eye.paint, "torso")):
-        assert scene._grown(shape, least=2.25) is shape
+    paint = Paint((0, 0, 0))
+    eye, pupil = Shape(box(4, 6, 5, 7), paint, "eye"), Shape(box(4.5, 6.5, 4.6, 6.6), paint, "eye")
+    tyre, spoke = Shape(box(0, 0, 2, 2), paint, "wheel"), Shape(box(0, 0, 1, 0.1), paint, "wheel")
+    frame = Shape(box(0, 0, 0.1, 0.1), paint)
+    grown = scene._grown([eye, pupil, tyre, spoke, frame], least=2.25)
+    assert np.allclose((grown[0].points.min(0) + grown[0].points.max(0)) / 2, (4.5, 6.5))
+    sizes = [np.ptp(after.points, 0) / np.ptp(before.points, 0) for before, after in zip([eye, pupil], grown)]
+    assert np.allclose(sizes, 1.5), "all shapes of a part by the same factor"
+    for before, after in zip([tyre, spoke, frame], grown[2:]):
+        assert np.array_equal(before.points, after.points)
+    assert np.allclose(np.ptp(scene._grown([eye], least=100.0)[0].points, 0), scene._MOST_GROWTH)
 
 
 def test_backdrops_are_paler_than_objects():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from partseg.data.toy import creatures, figures, machines, things, vehicles
 from partseg.data.toy.backdrop import draw_backdrop, draw_foreground
 from partseg.data.toy.palette import Palette
-from partseg.data.toy.shapes import NO_LABEL, Canvas, Shape, bounds, placed
+from partseg.data.toy.shapes import NO_LABEL, Canvas, Points, Shape, bounds, placed
 from partseg.vocabulary import Vocabulary
 
 Builder = Callable[[np.random.Generator], list[Shape]]
@@ -118,7 +118,7 @@ class SceneArtist:
         shapes = BUILDERS[name](rng)
         x0, y0, x1, y1 = bounds(shapes)
         side = max(x1 - x0, y1 - y0)
-        shapes = [_grown(shape, least=_LEAST_AREA * side**2) for shape in shapes]
+        shapes = _grown(shapes, least=_LEAST_AREA * side**2)
         unit = reach * self.size / side
         mirror = float(rng.choice((-1.0, 1.0)))
         scale = (mirror * unit * rng.uniform(0.9, 1.1), unit * rng.uniform(0.9, 1.1))
@@ -137,15 +137,26 @@ def _fade(image: NDArray[np.float32]) -> None:
     image += _HAZE * ((image.mean(axis=-1, keepdims=True) + 200) / 2 - image)
 
 
-def _grown(shape: Shape, *, least: float) -> Shape:
-    """The shape, larger about its middle where it is a part of less than `least` area."""
-    x, y = shape.points.T
-    area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
-    if shape.part is None or area >= least:
-        return shape
-    factor = min(_MOST_GROWTH, (least / max(area, 1e-9)) ** 0.5)
+def _grown(shapes: Sequence[Shape], *, least: float) -> list[Shape]:
+    """Parts whose largest shape has less than `least` area drawn larger, each shape about its own middle."""
+    largest: dict[str, float] = {}
+    for shape in shapes:
+        if shape.part is not None:
+            largest[shape.part] = max(largest.get(shape.part, 1e-9), _area(shape.points))
+    return [shape if shape.part is None else _scaled(shape, least / largest[shape.part]) for shape in shapes]
+
+
+def _scaled(shape: Shape, growth: float) -> Shape:
+    """The shape with up to `growth` times its area, about the middle of its box; growth below one leaves it alone."""
+    factor = float(np.clip(growth**0.5, 1, _MOST_GROWTH))
     middle = (shape.points.min(0) + shape.points.max(0)) / 2
     return replace(shape, points=middle + (shape.points - middle) * factor)
+
+
+def _area(points: Points) -> float:
+    """Of a simple polygon (shoelace formula)."""
+    x, y = points.T
+    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
 
 
 def _photograph(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
