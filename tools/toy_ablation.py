@@ -22,6 +22,10 @@ SYSTEMS = {
     "no_separation": "without separation",
     "no_enhancement": "without enhancement",
     "no_attention": "without separation and enhancement",
+    "more_none": "the last, 200 steps more without both",
+    "more_own": "the same with both, a tenth of the paper's weights",
+    "more_paper": "the same with both, the paper's weights",
+    "more_ten": "the same with both, ten times the paper's weights",
 }
 PROTOCOLS = ("oracle_obj", "pred_all")
 SPLITS = ("seen", "unseen", "harmonic")

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from partseg.data import catalog
+from partseg.data.mapper import TrainMapper
 from partseg.data.toy.writer import ToyOptions, write_toy
+from partseg.utils.config import compose, instantiate
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,9 +50,35 @@ def test_quickstart_steps_and_ablation_table(tmp_path):
     text = (tmp_path / "out" / "ablation.md").read_text()
     assert "SYNTHETIC" in text and "| PartCLIPSeg | 1 |" in text
     assert (tmp_path / "out" / "ablation.png").is_file()
+    tool("toy_attention", str(tmp_path / "out"), "--data", str(tmp_path / "data" / "ToyPascalPart116"))
+    text = (tmp_path / "out" / "attention.md").read_text()
+    assert "SYNTHETIC" in text and "| PartCLIPSeg | 1 |" in text
+    assert (tmp_path / "out" / "attention.png").is_file()
 
 
 def test_ablation_table_counts_seeds_and_refuses_what_is_not_there(tmp_path):
     command = [sys.executable, "tools/toy_ablation.py", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "scripts/toy_ablation.sh" in done.stderr
+
+
+def test_attention_terms_do_not_depend_on_batches_and_tell_seen_from_unseen(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import toy_attention
+
+    write_toy(tmp_path / "toy", ToyOptions(num_train=1, num_val=16, size=64))
+    torch.manual_seed(0)
+    overrides = ["experiment=toy_part_clipseg", *(f"criterion.terms.{n}.weight=0" for n in ("object_part", "object"))]
+    cfg = compose("train", [*overrides, "criterion.terms.part.weight=0"])
+    model, criterion = instantiate(cfg.model).eval(), instantiate(cfg.criterion)
+    mapper = TrainMapper(size=64, flip_probability=0)
+    dataset = catalog.get("toy_pascal_part_116", split="val", root=str(tmp_path / "toy"), mapper=mapper)
+    found = {}
+    for batch in (3, 16):
+        monkeypatch.setattr(toy_attention, "BATCH", batch)
+        for seen in (True, False):
+            found[batch, seen] = toy_attention.mean_terms(model, criterion, dataset, seen=seen)
+    for seen in (True, False):
+        assert found[3, seen] == pytest.approx(found[16, seen], rel=1e-4)
+        assert all(0 <= value <= 1 for value in found[3, seen].values())
+    assert found[16, True] != found[16, False]

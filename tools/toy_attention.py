@@ -1,0 +1,147 @@
+"""What the attention terms did in the runs of scripts/toy_ablation.sh: their values beside the scores.
+
+    python tools/toy_attention.py output/toy_ablation --data data/ToyPascalPart116
+
+Separation is the share of attended cells that two or more parts of an object attend to; enhancement is one minus the
+least attention that any part of an object gets inside itself (docs/losses.md). Lower is what each term asks for.
+Reads <folder>/<system>/seed<k>, all systems but CLIPSeg, which has no prompts of parts alone; writes
+<folder>/attention.md and attention.png (needs the plot extra).
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+from toy_ablation import SYSTEMS, standard_error  # the tool beside this one
+
+from partseg.data import catalog
+from partseg.data.dataset import PartSegDataset
+from partseg.data.loader import collate
+from partseg.data.mapper import TrainMapper
+from partseg.engine.checkpoint import load_model
+from partseg.evaluation import results
+from partseg.losses.criterion import Criterion
+from partseg.structures import IGNORE_LABEL
+from partseg.utils.config import compose, instantiate
+from partseg.utils.files import write_atomic
+
+BATCH = 10
+TERMS = ("separation", "enhancement")
+SPLITS = ("seen", "unseen")
+
+Values = dict[str, np.ndarray]
+"""system -> [seeds, (separation, enhancement) x (seen, unseen), then oracle_obj mIoU of both]"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", default="data/ToyPascalPart116", help="the synthetic set (default: %(default)s)")
+    options = parser.parse_args()
+    console = Console(soft_wrap=True, highlight=False)
+    try:
+        values = measure(options.folder, options.data, console)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
+    text = markdown(values)
+    write_atomic(options.folder / "attention.md", text.encode())
+    figure(values, options.folder / "attention.png")
+    console.print(text, markup=False)
+
+
+def measure(folder: Path, data: str, console: Console) -> Values:
+    """Term values and scores of every run; FileNotFoundError where there is none."""
+    runs = [
+        (system.name, path.parent)
+        for system in sorted(folder.iterdir())
+        if system.name != "clipseg"
+        for path in sorted(system.glob("seed*/results.json"))
+    ]
+    if not runs:
+        raise FileNotFoundError(f"no <system>/seed<k>/results.json under {folder}: run scripts/toy_ablation.sh")
+    rows: dict[str, list[list[float]]] = {}
+    for system, run in track(runs, "attention terms", console=console):
+        scores = results.read(run)["protocols"]["oracle_obj"]["metrics"]
+        terms = attention_terms(run, data)
+        rows.setdefault(system, []).append([*terms, *(scores[f"mIoU_{split}"] for split in SPLITS)])
+    order = {name: place for place, name in enumerate(SYSTEMS)}
+    return {name: np.array(rows[name]) for name in sorted(rows, key=lambda name: (order.get(name, 99), name))}
+
+
+def attention_terms(run: Path, data: str) -> list[float]:
+    """Separation on seen and unseen objects, then enhancement."""
+    model, _, config = load_model(run)
+    off = [f"criterion.terms.{name}.weight=0" for name in ("object_part", "object", "part")]
+    on = [f"criterion.terms.{name}.weight=1" for name in TERMS]
+    criterion = instantiate(compose("train", ["criterion=partclipseg", *off, *on]).criterion)
+    mapper = TrainMapper(size=config["model"]["image_size"], flip_probability=0)
+    dataset = catalog.get("toy_pascal_part_116", split="val", root=data, mapper=mapper)
+    by_split = [mean_terms(model, criterion, dataset, seen=seen) for seen in (True, False)]
+    return [values[name] for name in TERMS for values in by_split]
+
+
+@torch.inference_mode()
+def mean_terms(model: nn.Module, criterion: Criterion, dataset: PartSegDataset, *, seen: bool) -> dict[str, float]:
+    """Means over all (picture, object) pairs of seen or of unseen objects; the others' part labels are hidden."""
+    vocabulary = dataset.vocabulary
+    wanted = torch.from_numpy((vocabulary.seen == seen).copy())
+    batches = []
+    for start in range(0, len(dataset), BATCH):
+        batch = collate([dataset[i] for i in range(start, min(start + BATCH, len(dataset)))])
+        labelled = batch.object_part != IGNORE_LABEL
+        keep = labelled & wanted[batch.object_part.where(labelled, 0).long()]
+        batches.append(replace(batch, object_part=batch.object_part.where(keep, IGNORE_LABEL)))
+    counts = [criterion.counts(batch, vocabulary) for batch in batches]
+    total = {key: torch.stack([count[key] for count in counts]).sum() for key in counts[0]}
+    sums = dict.fromkeys(TERMS, 0.0)
+    for batch in batches:
+        outputs = model(batch.images, vocabulary, attention_layers=criterion.attention_layers)
+        for name, value in criterion(outputs, batch, vocabulary, total)[1].items():
+            sums[name] += float(value)
+    return sums
+
+
+def markdown(values: Values) -> str:
+    """One row per system."""
+    heads = [f"{term}, {split}" for term in TERMS for split in SPLITS] + [f"oracle_obj {split}" for split in SPLITS]
+    lines = [
+        "SYNTHETIC DATA. Values of the attention terms on validation pictures (0..1, lower is what they ask for)",
+        "and mIoU in percent, mean ± standard error over seeds.",
+        "",
+        f"| system | seeds | {' | '.join(heads)} |",
+        "|---|---|" + "---|" * len(heads),
+    ]
+    for system, rows in values.items():
+        digits = [3] * 4 + [1] * 2
+        cells = [f"{m:.{d}f} ± {e:.{d}f}" for m, e, d in zip(rows.mean(0), standard_error(rows), digits)]
+        lines.append(f"| {SYSTEMS.get(system, system)} | {len(rows)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def figure(values: Values, path: Path) -> None:
+    """Each run a dot: term value on unseen objects against mIoU on unseen objects."""
+    import matplotlib  # the plot extra
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    drawing, panels = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
+    for index, (panel, term) in enumerate(zip(panels, TERMS)):
+        for system, rows in values.items():
+            panel.plot(rows[:, 2 * index + 1], rows[:, -1], "o", label=SYSTEMS.get(system, system))
+        panel.set_xlabel(f"{term} on unseen objects, lower is what the term asks for")
+    panels[0].set_ylabel("oracle_obj mIoU unseen, percent")
+    panels[1].legend(fontsize=8)
+    drawing.suptitle("Synthetic data, one dot per run")
+    drawing.tight_layout()
+    drawing.savefig(path, dpi=120)
+    plt.close(drawing)
+
+
+if __name__ == "__main__":
+    main()
