@@ -6,6 +6,7 @@ Reads <folder>/<system>/seed<k>/results.json; writes <folder>/ablation.md and ab
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,19 @@ SYSTEMS = {
     "no_separation": "without separation",
     "no_enhancement": "without enhancement",
     "no_attention": "without separation and enhancement",
-    "more_none": "the last, 200 steps more without both",
-    "more_own": "the same with both, a tenth of the paper's weights",
-    "more_paper": "the same with both, the paper's weights",
-    "more_ten": "the same with both, ten times the paper's weights",
+    "more_none": "the last, continued without both",
+    "more_own": "the last, continued with both at a tenth of the paper's weights",
+    "more_paper": "the last, continued with both at the paper's weights",
+    "more_ten": "the last, continued with both at ten times the paper's weights",
 }
 PROTOCOLS = ("oracle_obj", "pred_all")
 SPLITS = ("seen", "unseen", "harmonic")
 
-Scores = dict[str, np.ndarray]
-"""system -> [seeds, protocols, splits] in percent"""
+FULL, CONTINUED = "part_clipseg", "more_none"
+"""What the systems are compared with, and what those that start from trained weights are."""
+
+Scores = dict[str, dict[str, np.ndarray]]
+"""system -> seed -> [protocols, splits] in percent"""
 
 
 def main() -> None:
@@ -53,15 +57,13 @@ def read(folder: Path) -> Scores:
     """Scores of all systems that have results; ValueError where real and synthetic results would mix."""
     scores: Scores = {}
     for system in SYSTEMS:
-        rows = []
         for path in sorted((folder / system).glob("seed*/results.json")):
             content = results.read(path)
             if not content["synthetic"]:
                 raise ValueError(f"{path} is not of synthetic data: move it away")
             entries = content["protocols"]
-            rows.append([[entries[p]["metrics"][f"mIoU_{split}"] for split in SPLITS] for p in PROTOCOLS])
-        if rows:
-            scores[system] = np.array(rows, float)
+            row = [[entries[p]["metrics"][f"mIoU_{split}"] for split in SPLITS] for p in PROTOCOLS]
+            scores.setdefault(system, {})[path.parent.name] = np.array(row, float)
     if not scores:
         raise FileNotFoundError(f"no <system>/seed<k>/results.json under {folder}: run scripts/toy_ablation.sh")
     return scores
@@ -73,19 +75,43 @@ def standard_error(values: np.ndarray) -> np.ndarray:
     return values.std(0, ddof=1) / count**0.5 if count > 1 else np.full(values.shape[1:], np.nan)
 
 
+def of_seeds(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[seeds, protocols, splits]"""
+    return np.stack(list(rows.values()))
+
+
+def differences(scores: Scores) -> dict[str, np.ndarray]:
+    """What each system has more than the one it is compared with, [seeds, protocols, splits]; both with the same seed."""
+    minus = {}
+    for system, rows in scores.items():
+        reference = CONTINUED if system.startswith("more_") else FULL
+        seeds = sorted(rows.keys() & scores.get(reference, {}).keys())
+        if system != reference and seeds:
+            minus[system] = np.stack([rows[seed] - scores[reference][seed] for seed in seeds])
+    return minus
+
+
 def markdown(scores: Scores) -> str:
-    """One row per system."""
+    """A table of scores and one of differences to the full system, one row per system."""
     heads = [f"{protocol} {split}" for protocol in PROTOCOLS for split in SPLITS]
+    head = [f"| system | seeds | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
     lines = [
         "SYNTHETIC DATA. mIoU in percent, mean ± standard error over seeds, weights after the last iteration.",
         "",
-        f"| system | seeds | {' | '.join(heads)} |",
-        "|---|---|" + "---|" * len(heads),
+        *head,
+        *(_row(system, of_seeds(rows), sign="") for system, rows in scores.items()),
     ]
-    for system, values in scores.items():
-        cells = [f"{m:.1f} ± {e:.1f}" for m, e in zip(values.mean(0).ravel(), standard_error(values).ravel())]
-        lines.append(f"| {SYSTEMS[system]} | {len(values)} | {' | '.join(cells)} |")
+    minus = differences(scores)
+    if minus:
+        title = f"Minus {SYSTEMS[FULL]} with the same seed (continued networks: minus the one continued without both):"
+        lines += ["", title, "", *head]
+        lines += [_row(system, values, sign="+") for system, values in minus.items()]
     return "\n".join(lines) + "\n"
+
+
+def _row(system: str, values: np.ndarray, *, sign: str) -> str:
+    cells = [f"{m:{sign}.1f} ± {e:.1f}" for m, e in zip(values.mean(0).ravel(), standard_error(values).ravel())]
+    return f"| {SYSTEMS[system]} | {len(values)} | {' | '.join(cells)} |"
 
 
 def figure(scores: Scores, path: Path) -> None:
@@ -99,7 +125,7 @@ def figure(scores: Scores, path: Path) -> None:
     places = np.arange(len(scores))
     for index, (panel, protocol) in enumerate(zip(panels, PROTOCOLS)):
         for shift, split, color in ((-0.2, 0, "#33658a"), (0.2, 1, "#f26419")):
-            values = [v[:, index, split] for v in scores.values()]
+            values = [of_seeds(rows)[:, index, split] for rows in scores.values()]
             errors = [float(np.nan_to_num(standard_error(v))) for v in values]
             panel.barh(places + shift, [v.mean() for v in values], 0.36, xerr=errors, color=color, label=SPLITS[split])
             for place, v in zip(places, values):

@@ -82,3 +82,24 @@ def test_attention_terms_do_not_depend_on_batches_and_tell_seen_from_unseen(monk
         assert found[3, seen] == pytest.approx(found[16, seen], rel=1e-4)
         assert all(0 <= value <= 1 for value in found[3, seen].values())
     assert found[16, True] != found[16, False]
+
+
+def test_ablation_differences_pair_equal_seeds(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import toy_ablation
+
+    def row(value: float) -> np.ndarray:
+        return np.full((2, 3), value)
+
+    scores = {
+        "part_clipseg": {"seed1": row(30.0), "seed2": row(10.0), "seed3": row(20.0)},
+        "no_part": {"seed3": row(17.0), "seed2": row(9.0), "seed4": row(99.0)},
+        "more_none": {"seed1": row(40.0)},
+        "more_ten": {"seed1": row(38.0)},
+    }
+    minus = toy_ablation.differences(scores)
+    assert list(minus) == ["no_part", "more_ten"] and np.allclose(minus["more_ten"], -2.0)
+    assert np.allclose(minus["no_part"][:, 0, 0], [-1.0, -3.0])
+    text = toy_ablation.markdown(scores)
+    assert "| without part guidance | 2 | -2.0 ± 1.0 |" in text
+    assert "| PartCLIPSeg | 3 | 20.0 ± 5.8 |" in text
