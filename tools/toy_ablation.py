@@ -81,7 +81,7 @@ def of_seeds(rows: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def differences(scores: Scores) -> dict[str, np.ndarray]:
-    """What each system has more than the one it is compared with, [seeds, protocols, splits]; both with the same seed."""
+    """What each system has more than the one it is compared with at the same seed, [seeds, protocols, splits]."""
     minus = {}
     for system, rows in scores.items():
         reference = CONTINUED if system.startswith("more_") else FULL
