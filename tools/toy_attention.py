@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import nn
+from torch import Tensor, nn
 from toy_ablation import SYSTEMS, standard_error  # the tool beside this one
 
 from partseg.data import catalog
@@ -26,7 +26,7 @@ from partseg.data.mapper import TrainMapper
 from partseg.engine.checkpoint import load_model
 from partseg.evaluation import results
 from partseg.losses.criterion import Criterion
-from partseg.structures import IGNORE_LABEL
+from partseg.structures import IGNORE_LABEL, Batch
 from partseg.utils.config import compose, instantiate
 from partseg.utils.files import write_atomic
 
@@ -81,29 +81,39 @@ def attention_terms(run: Path, data: str) -> list[float]:
     criterion = instantiate(compose("train", ["criterion=partclipseg", *off, *on]).criterion)
     mapper = TrainMapper(size=config["model"]["image_size"], flip_probability=0)
     dataset = catalog.get("toy_pascal_part_116", split="val", root=data, mapper=mapper)
-    by_split = [mean_terms(model, criterion, dataset, seen=seen) for seen in (True, False)]
-    return [values[name] for name in TERMS for values in by_split]
+    by_split = mean_terms(model, criterion, dataset)
+    return [by_split[split][name] for name in TERMS for split in SPLITS]
 
 
 @torch.inference_mode()
-def mean_terms(model: nn.Module, criterion: Criterion, dataset: PartSegDataset, *, seen: bool) -> dict[str, float]:
-    """Means over all (picture, object) pairs of seen or of unseen objects; the others' part labels are hidden."""
+def mean_terms(model: nn.Module, criterion: Criterion, dataset: PartSegDataset) -> dict[str, dict[str, float]]:
+    """{seen, unseen} -> {term: mean over all (picture, object) pairs}; part labels of the other split are hidden."""
     vocabulary = dataset.vocabulary
-    wanted = torch.from_numpy((vocabulary.seen == seen).copy())
-    batches = []
-    for start in range(0, len(dataset), BATCH):
-        batch = collate([dataset[i] for i in range(start, min(start + BATCH, len(dataset)))])
-        labelled = batch.object_part != IGNORE_LABEL
-        keep = labelled & wanted[batch.object_part.where(labelled, 0).long()]
-        batches.append(replace(batch, object_part=batch.object_part.where(keep, IGNORE_LABEL)))
-    counts = [criterion.counts(batch, vocabulary) for batch in batches]
-    total = {key: torch.stack([count[key] for count in counts]).sum() for key in counts[0]}
-    sums = dict.fromkeys(TERMS, 0.0)
-    for batch in batches:
+    whole = [
+        collate([dataset[i] for i in range(start, min(start + BATCH, len(dataset)))])
+        for start in range(0, len(dataset), BATCH)
+    ]
+    batches = {split: [_only(batch, vocabulary.seen == (split == "seen")) for batch in whole] for split in SPLITS}
+    totals = {split: _sum([criterion.counts(batch, vocabulary) for batch in batches[split]]) for split in SPLITS}
+    sums = {split: dict.fromkeys(TERMS, 0.0) for split in SPLITS}
+    for index, batch in enumerate(whole):
         outputs = model(batch.images, vocabulary, attention_layers=criterion.attention_layers)
-        for name, value in criterion(outputs, batch, vocabulary, total)[1].items():
-            sums[name] += float(value)
+        for split in SPLITS:
+            terms = criterion(outputs, batches[split][index], vocabulary, totals[split])[1]
+            for name, value in terms.items():
+                sums[split][name] += float(value)
     return sums
+
+
+def _only(batch: Batch, classes: np.ndarray) -> Batch:
+    """The batch without the part labels of other classes; `classes` is a mask over object-parts."""
+    labels = batch.object_part
+    keep = (labels != IGNORE_LABEL) & torch.from_numpy(classes)[labels.where(labels != IGNORE_LABEL, 0).long()]
+    return replace(batch, object_part=labels.where(keep, IGNORE_LABEL))
+
+
+def _sum(counts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.stack([count[key] for count in counts]).sum() for key in counts[0]}
 
 
 def markdown(values: Values) -> str:

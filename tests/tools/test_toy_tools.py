@@ -73,15 +73,14 @@ def test_attention_terms_do_not_depend_on_batches_and_tell_seen_from_unseen(monk
     model, criterion = instantiate(cfg.model).eval(), instantiate(cfg.criterion)
     mapper = TrainMapper(size=64, flip_probability=0)
     dataset = catalog.get("toy_pascal_part_116", split="val", root=str(tmp_path / "toy"), mapper=mapper)
-    found = {}
+    found = []
     for batch in (3, 16):
         monkeypatch.setattr(toy_attention, "BATCH", batch)
-        for seen in (True, False):
-            found[batch, seen] = toy_attention.mean_terms(model, criterion, dataset, seen=seen)
-    for seen in (True, False):
-        assert found[3, seen] == pytest.approx(found[16, seen], rel=1e-4)
-        assert all(0 <= value <= 1 for value in found[3, seen].values())
-    assert found[16, True] != found[16, False]
+        found.append(toy_attention.mean_terms(model, criterion, dataset))
+    for split in ("seen", "unseen"):
+        assert found[0][split] == pytest.approx(found[1][split], rel=1e-4)
+        assert all(0 <= value <= 1 for value in found[0][split].values())
+    assert found[0]["seen"] != found[0]["unseen"]
 
 
 def test_ablation_differences_pair_equal_seeds(monkeypatch):
