@@ -39,6 +39,6 @@ Done in $((SECONDS - started)) s. Where everything lies:
 What to run next:
   python tools/train_net.py --help                         all groups and choices
   python tools/train_net.py experiment=toy_clipseg         the baseline CLIPSeg on the same pictures
-  bash scripts/toy_ablation.sh                             which parts of PartCLIPSeg matter here (two to three hours)
+  bash scripts/toy_ablation.sh                             which parts of PartCLIPSeg matter here (an hour and a half)
   datasets/README.md                                       the real data sets, then experiment=part_clipseg_pascal_part_116
 END
