@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Which parts of PartCLIPSeg matter on the synthetic data: seven systems, three seeds each, then the attention terms
-# at four weights on networks that are trained already; two tables and two figures.
+# at four weights on networks that are trained already; two tables and one figure.
 # usage: bash scripts/toy_ablation.sh [overrides for every run, e.g. optimizer.lr=5e-4]
 # Runs are shorter than the quickstart's: STEPS=800 and, on trained networks, MORE_STEPS=200, as in docs/toy_results.md.
 # SEEDS="1 2 3 4 5" more seeds; JOBS=2 runs at a time, each on one core; OUT=output/toy_ablation where runs go.

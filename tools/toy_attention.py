@@ -5,7 +5,7 @@
 Separation is the share of attended cells that two or more parts of an object attend to; enhancement is one minus the
 least attention that any part of an object gets inside itself (docs/losses.md). Lower is what each term asks for.
 Reads <folder>/<system>/seed<k>, all systems but CLIPSeg, which has no prompts of parts alone; writes
-<folder>/attention.md and attention.png (needs the plot extra).
+<folder>/attention.md.
 """
 
 import argparse
@@ -50,7 +50,6 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from error
     text = markdown(values)
     write_atomic(options.folder / "attention.md", text.encode())
-    figure(values, options.folder / "attention.png")
     console.print(text, markup=False)
 
 
@@ -131,26 +130,6 @@ def markdown(values: Values) -> str:
         cells = [f"{m:.{d}f} ± {e:.{d}f}" for m, e, d in zip(rows.mean(0), standard_error(rows), digits)]
         lines.append(f"| {SYSTEMS.get(system, system)} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def figure(values: Values, path: Path) -> None:
-    """Each run a dot: term value on unseen objects against mIoU on unseen objects."""
-    import matplotlib  # the plot extra
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    drawing, panels = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
-    for index, (panel, term) in enumerate(zip(panels, TERMS)):
-        for system, rows in values.items():
-            panel.plot(rows[:, 2 * index + 1], rows[:, -1], "o", label=SYSTEMS.get(system, system))
-        panel.set_xlabel(f"{term} on unseen objects, lower is what the term asks for")
-    panels[0].set_ylabel("oracle_obj mIoU unseen, percent")
-    panels[1].legend(fontsize=8)
-    drawing.suptitle("Synthetic data, one dot per run")
-    drawing.tight_layout()
-    drawing.savefig(path, dpi=120)
-    plt.close(drawing)
 
 
 if __name__ == "__main__":
