@@ -18,7 +18,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 sep=criterion.terms.separation.weight
 enh=criterion.terms.enhancement.weight
-more="experiment=toy_part_clipseg train.iterations=$more_steps optimizer.lr=3e-4 init_from=$out/no_attention/seed@"
+more="experiment=toy_part_clipseg train.iterations=$more_steps optimizer.lr=3e-4 init_from=@" # @: the same seed's no_attention
 declare -A systems=(
     [clipseg]="experiment=toy_clipseg"
     [part_clipseg]="experiment=toy_part_clipseg"
@@ -43,8 +43,9 @@ one() { # one system and seed: train, then evaluate, unless the result is there
     if [ -f "$run/results.json" ]; then echo "$run: finished before, kept"; return; fi
     mkdir -p "$run"
     local settings
-    read -r -a settings <<<"train.iterations=$steps ${systems[$system]//@/$seed}"
-    settings+=("name=$system/seed$seed" "seed=$seed" "output_root=$out" data_root=data
+    read -r -a settings <<<"train.iterations=$steps ${systems[$system]}"
+    settings=("${settings[@]/@/$out/no_attention/seed$seed}" # where continued runs start
+        "name=$system/seed$seed" "seed=$seed" "output_root=$out" data_root=data
         hooks.evaluate.every=1000000 hooks.visualize.every=1000000 'best.metrics=[]' "$@")
     echo "$run: training"
     if python tools/train_net.py "${settings[@]}" >"$run/console.txt" 2>&1 &&
