@@ -1,9 +1,12 @@
 # Sourced by the other scripts: puts one virtual environment at .venv in the checkout and installs partseg into it.
-# usage: source scripts/env.sh [extras]     e.g. `source scripts/env.sh test`
+# usage: source scripts/env.sh EXTRAS     e.g. `source scripts/env.sh test`, `source scripts/env.sh ""`
 # PYTHON=python3.12 picks the interpreter; an install is repeated only when pyproject.toml or the extras change.
 
 partseg_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 partseg_extras=${1:-}
+case $partseg_extras in *[!a-z0-9,]*) # a sourced file without arguments reads those of its caller
+    echo "scripts/env.sh: '$partseg_extras' is no list of extras; source it with extras of pyproject.toml or with \"\"" >&2; exit 1 ;;
+esac
 
 _partseg_install() {
     local venv=$partseg_root/.venv stamp want

@@ -5,7 +5,7 @@
 # Everything that is finished is kept; after Ctrl-C the same command goes on from the last checkpoint.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/env.sh
+source scripts/env.sh "" # without the empty argument it would read ours
 
 run=output/toy_part_clipseg
 data=data/ToyPascalPart116

@@ -42,7 +42,7 @@ fi
 if [ -n "$weights" ] && [[ "$weights" == *.* ]] && [ ! -f "$weights" ]; then
     echo "no weights file $weights" >&2; exit 3
 fi
-source scripts/env.sh
+source scripts/env.sh "" # without the empty argument it would read ours
 if [ -z "$batch" ]; then
     batch=$(python -c 'import torch; print(8 if torch.cuda.is_available() else 1)')
 fi

@@ -3,5 +3,5 @@
 # usage: bash scripts/reproduce_table1.sh [--dry-run] [--smoke] [--seeds 1,2,3] [--num-gpus N]   (--help lists all)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/env.sh
+source scripts/env.sh "" # without the empty argument it would read ours
 exec python tools/reproduce_table.py scripts/tables/table1.yaml "$@"
