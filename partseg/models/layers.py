@@ -235,7 +235,10 @@ def _permuted(x: Tensor, order: tuple[int, ...]) -> Tensor:
     wide = _WIDE.get(x.shape[-1] * x.element_size())
     if wide is None or x.device.type != "cpu" or torch.compiler.is_compiling():
         return x.permute(order).contiguous()
-    return x.contiguous().view(wide).permute(order).contiguous().view(x.dtype)
+    x = x.contiguous()
+    if x.storage_offset() % x.shape[-1]:  # a slice that starts in the middle of a wide number
+        x = x.clone()
+    return x.view(wide).permute(order).contiguous().view(x.dtype)
 
 
 def over_prompts(

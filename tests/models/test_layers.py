@@ -61,7 +61,8 @@ def test_pixels_are_put_in_place_and_their_gradients_back(dtype, inner):
     placed = layers._place(blocks)
     plain = blocks.permute(0, 1, 3, 5, 2, 4, 6).reshape(3, 8 * inner, 20 * inner)
     assert torch.equal(placed, plain)
-    for weight in (torch.randn_like(plain), torch.ones((), dtype=dtype).expand(plain.shape)):
+    odd = torch.randn(plain.numel() + 1).to(dtype)[1:].view(plain.shape)
+    for weight in (torch.randn_like(plain), torch.ones((), dtype=dtype).expand(plain.shape), odd):
         found, wanted = (torch.autograd.grad(x, blocks, weight, retain_graph=True)[0] for x in (placed, plain))
         assert torch.equal(found, wanted)
 
