@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from partseg.models.clipseg import ClipSeg
-from partseg.models.part_clipseg import PartClipSeg
+from partseg.models.part_clipseg import PairIndex, PartClipSeg
 from partseg.structures import TextFeatures
 from partseg.vocabulary import Vocabulary
 
@@ -20,12 +19,14 @@ class ImageBranch(nn.Module):
 
     object_of: Tensor
     part_of: Tensor
+    text_row: Tensor
 
     def __init__(self, model: ClipSeg | PartClipSeg, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("object_of", torch.from_numpy(vocabulary.object_of.copy()), persistent=False)
-        self.register_buffer("part_of", torch.from_numpy(vocabulary.part_of.copy()), persistent=False)
+        if isinstance(model, PartClipSeg):
+            for name, ids in model.pair_index(vocabulary)._asdict().items():
+                self.register_buffer(name, ids, persistent=False)
 
     def inputs(self, images: Tensor, text: TextFeatures) -> tuple[Tensor, ...]:
         """Arguments of `forward` for these images and features."""
@@ -39,6 +40,6 @@ class ImageBranch(nn.Module):
         if isinstance(self.model, ClipSeg):
             return (self.model.segment(images, TextFeatures(background=background, object_part=text[0])).object_part,)
         features = TextFeatures(background=background, part=text[0], object=text[1])
-        outputs = self.model.segment(images, features, object_of=self.object_of, part_of=self.part_of)
+        outputs = self.model.segment(images, features, PairIndex(self.object_of, self.part_of, self.text_row))
         assert outputs.object is not None and outputs.part is not None
         return outputs.object_part, outputs.object, outputs.part

@@ -7,6 +7,7 @@ T tokens without CLS, w decoder width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,26 @@ from partseg.structures import Outputs, TextFeatures
 from partseg.text.encoder import encode_prompts
 from partseg.text.templates import resolve_template
 from partseg.vocabulary import Vocabulary
+
+
+def official_text_rows(vocabulary: Vocabulary) -> list[int]:
+    """Per object [O]: the prompt (parts, then objects) whose embedding the authors' code takes for the object's.
+
+    Their prompts are the part names in alphabetical order, then the object names in alphabetical order; they gather
+    with an object's position among the objects, without the offset of the parts before it. Mostly that is some part.
+    """
+    parts, objects = sorted(vocabulary.parts), sorted(vocabulary.objects)
+    rows = [vocabulary.parts.index(name) for name in parts]
+    rows += [vocabulary.num_parts + vocabulary.objects.index(name) for name in objects]
+    return [rows[objects.index(name)] for name in vocabulary.objects]
+
+
+class PairIndex(NamedTuple):
+    """Per object-part: its object, its part, and the prompt (parts, then objects) that is read as the object's text."""
+
+    object_of: Int[Tensor, " K"]
+    part_of: Int[Tensor, " K"]
+    text_row: Int[Tensor, " K"]
 
 
 class PairHead(nn.Module):
@@ -51,7 +72,7 @@ class PartClipSeg(nn.Module):
 
     `trainable` are shell patterns of parameter names; the two `train_*` switches add the text embeddings and the
     background vector (the authors leave the latter at its random start). `official_object_text_index` reads the
-    object's embedding at the index the authors' code uses, which lacks the offset P; only their checkpoints need it.
+    embedding that the authors' code reads in place of the object's (`official_text_rows`), for their checkpoints only.
     """
 
     def __init__(
@@ -125,25 +146,22 @@ class PartClipSeg(nn.Module):
         sizes = [0 if x is None else len(x) for x in (text.part, text.object)]
         if sizes != [vocabulary.num_parts, vocabulary.num_objects]:
             raise ValueError("these text features are not from this model's encode_text with this vocabulary")
-        object_of, part_of = (
-            torch.from_numpy(ids.copy()).to(images.device) for ids in (vocabulary.object_of, vocabulary.part_of)
-        )
-        return self.segment(
-            images,
-            text,
-            object_of=object_of,
-            part_of=part_of,
-            attention_layers=attention_layers,
-            part_masks=part_masks,
-        )
+        pairs = PairIndex(*(ids.to(images.device) for ids in self.pair_index(vocabulary)))
+        return self.segment(images, text, pairs, attention_layers=attention_layers, part_masks=part_masks)
+
+    def pair_index(self, vocabulary: Vocabulary) -> PairIndex:
+        """Which tokens and prompts make each object-part of a vocabulary."""
+        object_of, part_of = (torch.from_numpy(ids.copy()) for ids in (vocabulary.object_of, vocabulary.part_of))
+        if self.official_object_text_index:
+            return PairIndex(object_of, part_of, torch.tensor(official_text_rows(vocabulary))[object_of])
+        return PairIndex(object_of, part_of, vocabulary.num_parts + object_of)
 
     def segment(
         self,
         images: Tensor,
         text: TextFeatures,
+        pairs: PairIndex,
         *,
-        object_of: Int[Tensor, " K"],
-        part_of: Int[Tensor, " K"],
         attention_layers: tuple[int, ...] = (),
         part_masks: bool = True,
     ) -> Outputs:
@@ -160,7 +178,7 @@ class PartClipSeg(nn.Module):
         skipped = 0 if part_masks else num_parts
         logits = self.decoder.masks(self.decoder.head, tokens[:, skipped:], grid=grid)
         return Outputs(
-            object_part=self._pair_masks(tokens, prompts, num_parts, object_of=object_of, part_of=part_of, grid=grid),
+            object_part=self._pair_masks(tokens, prompts, num_parts, pairs, grid=grid),
             object=logits[:, num_parts - skipped :],
             part=logits[:, :num_parts] if part_masks else None,
             attention=attention,
@@ -171,21 +189,19 @@ class PartClipSeg(nn.Module):
         tokens: Float[Tensor, "B E T w"],
         prompts: Float[Tensor, "E D"],
         num_parts: int,
+        index: PairIndex,
         *,
-        object_of: Int[Tensor, " K"],
-        part_of: Int[Tensor, " K"],
         grid: tuple[int, int],
     ) -> Float[Tensor, "B K+1 H W"]:
         # Background is pair number K: the background feature twice, the background vector twice.
         part, obj = self.pair.split_project(
             torch.cat([tokens[:, :num_parts], tokens[:, -1:]], dim=1), tokens[:, num_parts:]
         )
-        part_rows = F.pad(part_of, (0, 1), value=num_parts)
-        object_rows = F.pad(object_of, (0, 1), value=obj.shape[1] - 1)
+        part_rows = F.pad(index.part_of, (0, 1), value=num_parts)
+        object_rows = F.pad(index.object_of, (0, 1), value=obj.shape[1] - 1)
         last = len(prompts) - 1
-        part_text = prompts[F.pad(part_of, (0, 1), value=last)]
-        offset = 0 if self.official_object_text_index else num_parts
-        object_text = prompts[F.pad(object_of + offset, (0, 1), value=last)]
+        part_text = prompts[F.pad(index.part_of, (0, 1), value=last)]
+        object_text = prompts[F.pad(index.text_row, (0, 1), value=last)]
         text = self.pair.text(torch.cat([object_text, part_text], dim=1))
 
         def run(pairs: slice) -> Tensor:

@@ -34,10 +34,12 @@ def loop_over_pairs(model, images, vocabulary, official):
         x = x.transpose(1, 2).unflatten(2, grid)
         return pair.head.up2(F.relu(pair.head.up1(F.relu(pair.head.conv(x)))))[:, 0]
 
-    prompts = torch.cat([text.part, text.object])
+    alphabetical = [text.part[vocabulary.parts.index(p)] for p in sorted(vocabulary.parts)]
+    alphabetical += [text.object[vocabulary.objects.index(o)] for o in sorted(vocabulary.objects)]
     masks = []
     for o, p in zip(vocabulary.object_of, vocabulary.part_of, strict=True):
-        object_text = prompts[o] if official else text.object[o]
+        slip = alphabetical[sorted(vocabulary.objects).index(vocabulary.objects[o])]
+        object_text = slip if official else text.object[o]
         masks.append(mask(tokens_of(text.part[p]), tokens_of(text.object[o]), object_text, text.part[p]))
     background = text.background[0]
     masks.append(mask(tokens_of(background), tokens_of(background), background, background))
