@@ -24,8 +24,8 @@ class Mapper(Protocol):
 
     def __call__(
         self, record: Record, *, label_vocabulary: Vocabulary, vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> Sample:
-        """Read and transform one record; all randomness comes from `rng`."""
+    ) -> Sample | None:
+        """Read and transform one record, or None to have another one drawn; all randomness comes from `rng`."""
 
 
 class PartSegDataset(torch.utils.data.Dataset):
@@ -63,12 +63,26 @@ class PartSegDataset(torch.utils.data.Dataset):
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """Sample of record `index`, or of (index, draw) where `draw` numbers the augmentation."""
+        """Sample of record `index`, or of (index, draw) where `draw` numbers the augmentation.
+
+        A record that the mapper drops is replaced by another, drawn from the same generator.
+        """
         index, draw = key if isinstance(key, tuple) else (key, key)
         rng = np.random.default_rng([self.seed, draw % (1 << 63)])
-        return self.mapper(
-            self.records[index], label_vocabulary=self.label_vocabulary, vocabulary=self.vocabulary, rng=rng
-        )
+        sample = self._map(index, rng)
+        if sample is None:
+            others = rng.permutation(len(self.records))
+            sample = next((s for other in others if (s := self._map(int(other), rng)) is not None), None)
+        if sample is None:
+            raise ValueError(
+                f"data set {self.name!r}, split {self.split!r}: no image has a part label of the {len(self.vocabulary)} "
+                "classes in use; check the data, or set augmentation.drop_without_parts=false"
+            )
+        return sample
+
+    def _map(self, index: int, rng: np.random.Generator) -> Sample | None:
+        record = self.records[index]
+        return self.mapper(record, label_vocabulary=self.label_vocabulary, vocabulary=self.vocabulary, rng=rng)
 
     def subset(self, indices: Sequence[int]) -> PartSegDataset:
         """The records at `indices`, in that order."""

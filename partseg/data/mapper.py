@@ -45,6 +45,8 @@ class TrainMapper:
     Unseen objects become IGNORE_LABEL, or BACKGROUND_LABEL in object maps with `unseen_as_background` (as official).
     `short_edge` first resizes to this short edge, as the official recipe does; `crop_scale` is the range of the area
     that a random crop keeps; `jitter` is the strength of colour changes. All three are off by default.
+    `label_rule` is that of `Geometry` (official: "corner"). `drop_without_parts` maps a picture on which no part label
+    of the vocabulary is left to None, and the data set then draws another (official, detectron2's MapDataset).
     """
 
     def __init__(
@@ -59,8 +61,12 @@ class TrainMapper:
         crop_scale: tuple[float, float] | None = None,
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         jitter: float = 0.0,
+        label_rule: str = "centre",
+        drop_without_parts: bool = False,
     ) -> None:
         _check_common(size, channel_order, short_edge)
+        if label_rule not in transforms.LABEL_RULES:
+            raise ValueError(f"label_rule={label_rule!r} is not one of {transforms.LABEL_RULES}")
         if not 0 <= flip_probability <= 1:
             raise ValueError(f"flip_probability={flip_probability} is not in 0..1")
         if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
@@ -76,18 +82,22 @@ class TrainMapper:
         self.crop_scale = None if crop_scale is None else (float(crop_scale[0]), float(crop_scale[1]))
         self.crop_ratio = (float(crop_ratio[0]), float(crop_ratio[1]))
         self.jitter = jitter
+        self.label_rule = label_rule
+        self.drop_without_parts = drop_without_parts
         self._tables: dict[tuple, _Tables] = {}
 
     def __call__(
         self, record: Record, *, label_vocabulary: Vocabulary, vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> Sample:
-        """Sample with both label maps at network size, in ids of `vocabulary`."""
+    ) -> Sample | None:
+        """Sample with both label maps at network size, in ids of `vocabulary`; None for a picture that is dropped."""
         hidden = BACKGROUND_LABEL if self.unseen_as_background else IGNORE_LABEL
         tables = _tables(self._tables, label_vocabulary, vocabulary, bits=record.label_bits, hidden=hidden)
         image = _read_image(record)
         geometry = self._geometry(image.height, image.width, rng)
         labels = _read_labels(record, image, geometry, tables)
         object_part = tables.part.take(labels.object_part)
+        if self.drop_without_parts and (object_part == IGNORE_LABEL).all():
+            return None
         objects = tables.object.take(labels.object)
         if geometry.flip:
             object_part = vocabulary.mirror_lut.take(object_part)
@@ -108,7 +118,7 @@ class TrainMapper:
         via = transforms.via_short_edge(
             box[3] - box[1], box[2] - box[0], short_edge=self.short_edge, long_edge=self.long_edge
         )
-        return Geometry(box, (*via, (self.size, self.size)), flip)
+        return Geometry(box, (*via, (self.size, self.size)), flip, self.label_rule)
 
 
 class EvalMapper:
@@ -262,7 +272,8 @@ def _paint_instances(
     np.copyto(objects, owner, where=owned)
     if not all(instance.counted for instance in instances):
         counted = np.unique([instance.object_id for instance in instances if instance.counted])
-        left_out = labelled & ~np.isin(owner, counted)
+        # inside a counted instance another object's part label counts, as a foreign one: the instance's record has it
+        left_out = labelled & ~np.isin(owner, counted) & (num_foreign == 0)
         object_part = np.where(left_out, np.int32(IGNORE_LABEL), object_part)
         objects[left_out & (objects == BACKGROUND_LABEL)] = IGNORE_LABEL
         num_owner[left_out] = 0

@@ -17,18 +17,21 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 CHANNEL_ORDERS = ("rgb", "bgr")
+LABEL_RULES = ("centre", "corner")
 
 
 @dataclass(frozen=True)
 class Geometry:
     """Crop, then one resize per entry of `sizes` (height, width), then an optional horizontal flip.
 
-    `box` is left, top, right, bottom in source pixels; no `sizes` means the crop's own size.
+    `box` is left, top, right, bottom in source pixels; no `sizes` means the crop's own size. `label_rule` says which
+    source pixel the last resize takes a label from: the one under a pixel's centre, or under its upper left corner.
     """
 
     box: tuple[int, int, int, int]
     sizes: tuple[tuple[int, int], ...] = ()
     flip: bool = False
+    label_rule: str = "centre"
 
     def image(self, image: Image.Image) -> Image.Image:
         """The photo, bilinear as Pillow does it: antialiased when shrinking, as the public CLIPSeg preprocessing."""
@@ -41,7 +44,7 @@ class Geometry:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else image
 
     def labels(self, labels: np.ndarray) -> np.ndarray:
-        """A label map or mask [h, w] through the same steps, nearest neighbour at pixel centres."""
+        """A label map or mask [h, w] through the same steps, nearest neighbour."""
         if not self.flip and not self.sizes and self.box == (0, 0, *labels.shape[::-1]):
             return labels
         rows, columns = self._indices
@@ -53,16 +56,21 @@ class Geometry:
     def _indices(self) -> tuple[np.ndarray, np.ndarray]:
         """Source row of every output row, source column of every output column."""
         left, top, right, bottom = self.box
-        rows = _nearest(top, bottom, [height for height, _ in self.sizes])
-        columns = _nearest(left, right, [width for _, width in self.sizes])
+        rows = _nearest(top, bottom, [height for height, _ in self.sizes], self.label_rule)
+        columns = _nearest(left, right, [width for _, width in self.sizes], self.label_rule)
         return rows, np.ascontiguousarray(columns[::-1]) if self.flip else columns
 
 
-def _nearest(start: int, stop: int, lengths: Sequence[int]) -> np.ndarray:
+def _nearest(start: int, stop: int, lengths: Sequence[int], label_rule: str) -> np.ndarray:
     """Source index of every output index after resizing start..stop through `lengths`."""
     indices = np.arange(start, stop)
-    for length in lengths:
-        indices = indices[((2 * np.arange(length) + 1) * len(indices)) // (2 * length)]
+    for step, length in enumerate(lengths, 1):
+        if label_rule == "corner" and step == len(lengths):  # torch's mode="nearest", which computes in single precision
+            scale = np.float32(len(indices)) / np.float32(length)
+            source = np.floor(np.arange(length, dtype=np.float32) * scale).astype(np.int64)
+            indices = indices[np.minimum(source, len(indices) - 1)]
+        else:
+            indices = indices[((2 * np.arange(length) + 1) * len(indices)) // (2 * length)]
     return indices
 
 

@@ -7,7 +7,7 @@ neither one-hot targets nor any other tensor of the logits' size is made besides
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +100,8 @@ class ObjectPartBCE:
     part label to the background; `joint_mean` takes one mean over both kinds of pixel instead of the sum of two means
     (the authors' CLIPSeg does both). `background_needs_object` counts background pixels only in batches where some
     pixel lies on an object (the authors' PartCLIPSeg).
-    A pixel with an object-part label is never background, whatever the object map says.
+    A pixel with an object-part label is never background, whatever the object map says; with `labels_on_background:
+    both` such a pixel is in both means, with both targets 1 (the authors' PartCLIPSeg).
     """
 
     attention_layers: tuple[int, ...] = ()
@@ -114,12 +115,16 @@ class ObjectPartBCE:
         unlabelled_as_background: bool = False,
         joint_mean: bool = False,
         background_needs_object: bool = False,
+        labels_on_background: Literal["label", "both"] = "label",
     ) -> None:
+        if labels_on_background not in ("label", "both"):
+            raise ValueError(f"labels_on_background is {labels_on_background!r}; allowed are 'label' and 'both'")
         self.background_weight = background_weight
         self.renormalise = renormalise
         self.unlabelled_as_background = unlabelled_as_background
         self.joint_mean = joint_mean
         self.background_needs_object = background_needs_object
+        self.labels_on_background = labels_on_background
 
     def _regions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         labelled = batch.object_part != IGNORE_LABEL
@@ -129,7 +134,7 @@ class ObjectPartBCE:
             background = background | on_object
         if self.background_needs_object:
             background = background & on_object.any()
-        return labelled, background & ~labelled
+        return labelled, background if self.labels_on_background == "both" else background & ~labelled
 
     def counts(self, batch: Batch, vocabulary: Vocabulary) -> dict[str, Tensor]:
         """Pixels with an object-part label (`labelled`) and background pixels (`background`)."""
@@ -146,12 +151,17 @@ class ObjectPartBCE:
             num_labelled = num_background = num_labelled + num_background
         elements = _elements(channel_weight, renormalise=self.renormalise)
         pixel_weight = labelled * share_of(num_labelled) + background * share_of(num_background)
-        return index_bce(
+        pixel_weight = (pixel_weight / elements).to(compute_dtype(logits))
+        loss = index_bce(
             logits,
             torch.where(labelled, labels, logits.shape[1] - 1).long(),
-            pixel_weight=(pixel_weight / elements).to(compute_dtype(logits)),
+            pixel_weight=pixel_weight,
             channel_weight=channel_weight,
         )
+        if self.labels_on_background == "both":  # BCE with a second target is BCE with one, less that channel's logit
+            both = pixel_weight * (labelled & background) * channel_weight[-1]
+            loss = loss - (logits[:, -1].to(both.dtype) * both).sum()
+        return loss
 
 
 class ObjectBCE:

@@ -24,6 +24,42 @@ def test_default_and_official_share_labels_up_to_rounding(pascal_root):
     assert difference.abs().mean() < 30 and not torch.equal(plain.image, official.image)
 
 
+@pytest.mark.parametrize("height, width", [(30, 40), (375, 500), (333, 77)])
+def test_the_official_label_rule_is_pil_then_torch(tmp_path, image_writer, label_writer, height, width):
+    """Short edge 800 by PIL's nearest (pixel centres), then torch's `nearest` (corners): other pixels than ours."""
+    ids = np.random.default_rng(0).integers(0, 4, (height, width), dtype=np.uint8)
+    image_writer(tmp_path / "a.png", height=height, width=width)
+    label_writer(tmp_path / "parts.png", ids)
+    record = Record("a", str(tmp_path / "a.png"), object_part_file_name=str(tmp_path / "parts.png"))
+    args = {"label_vocabulary": SIDED, "vocabulary": SIDED}
+    options = {"size": 352, "flip_probability": 0.0, "short_edge": 800, "long_edge": 1333}
+    scale = min(800 / min(height, width), 1333 / max(height, width))
+    large = Image.fromarray(ids).resize((int(width * scale + 0.5), int(height * scale + 0.5)), Image.Resampling.NEAREST)
+    expected = torch.nn.functional.interpolate(torch.tensor(np.asarray(large))[None, None].float(), size=(352, 352))
+    corner, centre = (
+        PartSegDataset([record], mapper=TrainMapper(**options, label_rule=rule), **args)[0].object_part
+        for rule in ("corner", "centre")
+    )
+    # PIL adds up its steps: where a centre falls on a border, its sum may end on the other side (one column of 1,067)
+    assert (corner == expected[0, 0]).float().mean() > 0.995
+    assert (centre == expected[0, 0]).float().mean() < 0.96
+
+
+def test_pictures_without_a_seen_part_are_replaced_where_asked(pascal_root):
+    """Of cat (seen), dog (unseen) and chair (no parts) only the cat is left, whichever is drawn, in the same way twice."""
+    plain, dropping = (
+        pascal_part_116(pascal_root, "train", mapper=TrainMapper(24, drop_without_parts=drop), seed=5)
+        for drop in (False, True)
+    )
+    assert {plain[i, i].name for i in range(3)} == {"2008_000001", "2008_000002", "2008_000003"}
+    samples = [dropping[i, draw] for i in range(3) for draw in range(4)]
+    assert {sample.name for sample in samples} == {"2008_000001"}
+    again = [dropping[i, draw] for i in range(3) for draw in range(4)]
+    assert all(torch.equal(a.image, b.image) for a, b in zip(samples, again, strict=True))
+    with pytest.raises(ValueError, match="no image has a part label of the 74 classes in use.*drop_without_parts=false"):
+        dropping.subset([1, 2])[0]
+
+
 def test_flip_probability(pascal_root):
     never, always = (
         pascal_part_116(pascal_root, "train", mapper=TrainMapper(40, flip_probability=p))[0] for p in (0.0, 1.0)

@@ -57,6 +57,9 @@ def _make(vocabulary: Vocabulary, name: str) -> Batch:
         part = torch.full_like(first[0], 5)
         part[:, 8:] = 6
         images = [(torch.full_like(part, 2), part)]
+    elif name == "label_on_background":  # labelled where the object map says that there is nothing
+        first[1][:2, 6:12], first[0][:2, 6:12] = 1, BACKGROUND_LABEL
+        images = [first, second]
     elif name == "no_parts":
         images = [(first[0], everything), (torch.full_like(everything, BACKGROUND_LABEL), everything)]
     elif name == "one_without_parts":
@@ -78,6 +81,7 @@ CASES = (
     "one_image",
     "vanishing_part",
     "fills_the_frame",
+    "label_on_background",
     "no_parts",
     "one_without_parts",
     "all_ignored",

@@ -113,6 +113,7 @@ def test_official_differs_from_default_by_the_listed_keys_only():
     assert {key for key in ours if ours[key] != theirs[key]} == {
         "normalise",
         "terms.object_part.term.background_needs_object",
+        "terms.object_part.term.labels_on_background",
         "terms.enhancement.term.maximum_over",
         *(f"terms.separation.term.{key}" for key in ("strict", "surrogate")),
         *(

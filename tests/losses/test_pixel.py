@@ -27,8 +27,8 @@ def _pixels(batch):
                 yield b, y, x, int(batch.object_part[b, y, x]), int(batch.object[b, y, x])
 
 
-def literal_mask_losses(outputs, batch, vocabulary, *, needs_object):
-    """object-part, object and part loss of the specification, section 4."""
+def literal_mask_losses(outputs, batch, vocabulary, *, needs_object, both=False):
+    """object-part, object and part loss of eq. 5; `both`: labels on background have two targets."""
     num_classes, num_objects = len(vocabulary), vocabulary.num_objects
     class_weight = torch.ones(num_classes + 1, dtype=torch.float64)
     object_weight = torch.ones(num_objects + 1, dtype=torch.float64)
@@ -36,11 +36,12 @@ def literal_mask_losses(outputs, batch, vocabulary, *, needs_object):
     labelled, background, objects, parts = [], [], [], []
     for b, y, x, part, obj in _pixels(batch):
         logits = outputs.object_part[b, :, y, x]
+        two = both and part != IGNORE_LABEL and obj == BACKGROUND_LABEL
         if part != IGNORE_LABEL:
-            labelled.append(_bce(logits, part, class_weight))
+            labelled.append(_bce(logits, [part, num_classes] if two else part, class_weight))
             parts.append(_bce(outputs.part[b, :, y, x], int(vocabulary.part_of[part]), None))
-        if obj == BACKGROUND_LABEL:
-            background.append(_bce(logits, num_classes, class_weight))
+        if obj == BACKGROUND_LABEL and (two or part == IGNORE_LABEL):
+            background.append(_bce(logits, [part, num_classes] if two else num_classes, class_weight))
         if obj != IGNORE_LABEL:
             objects.append(_bce(outputs.object[b, :, y, x], min(obj, num_objects), object_weight))
     zero = outputs.object_part.sum() * 0
@@ -53,12 +54,13 @@ def literal_mask_losses(outputs, batch, vocabulary, *, needs_object):
     }
 
 
-@pytest.mark.parametrize("needs_object", [False, True])
-def test_mask_losses_equal_the_literal_loops(batch, make_outputs, vocabulary, gradients, needs_object):
+@pytest.mark.parametrize("official", [False, True])
+def test_mask_losses_equal_the_literal_loops(batch, make_outputs, vocabulary, gradients, official):
     outputs = make_outputs(batch)
-    expected = literal_mask_losses(outputs, batch, vocabulary, needs_object=needs_object)
+    expected = literal_mask_losses(outputs, batch, vocabulary, needs_object=official, both=official)
+    targets = "both" if official else "label"
     terms = {
-        "object_part": ObjectPartBCE(background_needs_object=needs_object),
+        "object_part": ObjectPartBCE(background_needs_object=official, labels_on_background=targets),
         "object": ObjectBCE(),
         "part": PartBCE(),
     }
@@ -68,6 +70,18 @@ def test_mask_losses_equal_the_literal_loops(batch, make_outputs, vocabulary, gr
         torch.testing.assert_close(values[name], expected[name].detach(), rtol=1e-12, atol=1e-14)
         want = gradients(2 * expected[name], outputs)
         torch.testing.assert_close(gradients(loss, outputs), want, rtol=1e-10, atol=1e-14)
+
+
+def test_labels_on_background_have_one_target_unless_asked(make_batch, make_outputs, vocabulary):
+    batch = make_batch("label_on_background")
+    outputs = make_outputs(batch)
+    ours, authors = (
+        literal_mask_losses(outputs, batch, vocabulary, needs_object=False, both=both)["object_part"].item()
+        for both in (False, True)
+    )
+    assert abs(ours - authors) > 1e-3
+    with pytest.raises(ValueError, match="'neither'; allowed are 'label' and 'both'"):
+        ObjectPartBCE(labels_on_background="neither")
 
 
 def test_authors_clipseg_is_one_mean_over_all_pixels(batch, make_outputs, vocabulary, gradients):
