@@ -1,4 +1,4 @@
-"""Boundary IoU: per-class bands (Cheng et al. 2021), and the rule of detectron2's evaluator to compare with Table 6.
+"""Boundary IoU: per-class bands (Cheng et al. 2021), and what two public evaluators count, to compare with Table 6.
 
 Both accumulate integers over the data set, which processes can sum; docs/protocols.md has the formulas.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -17,6 +18,11 @@ RATIO = 0.02
 
 LARGEST_D2 = 254
 """detectron2 keeps labels in 8 bits for this and skips data sets with 255 or more classes."""
+
+D2_RULES = ("boundary_iou_d2", "boundary_iou_d2_labelled")
+"""The authors' evaluator at two commits. `boundary_iou_d2` (d75a599): a given object's mask cuts the prediction, and
+background is no class. `boundary_iou_d2_labelled` (d92df57): the labelled pixels cut it under every protocol, and where
+no object is given background is one more class."""
 
 
 def distance(size: Sequence[int]) -> int:
@@ -67,31 +73,43 @@ def grey_difference(labels: Int[np.ndarray, "h w"]) -> np.ndarray:
     return labels - eroded
 
 
+@dataclass(frozen=True)
+class Differences:
+    """Confusion [truth, prediction] of grey differences read as class ids; `background`: id K counts as a class."""
+
+    confusion: Int[np.ndarray, "K+1 K+1"]
+    background: bool
+
+    def iou(self) -> np.ndarray:
+        """float64 [K], or [K+1] with background: IoU of the values read as classes, NaN for those that do not occur."""
+        counted = self.confusion if self.background else self.confusion[:-1, :-1]
+        hit = counted.diagonal()
+        union = counted.sum(0) + counted.sum(1) - hit
+        return np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0)
+
+
 def confuse_differences(
     truth: Int[np.ndarray, "h w"],
     labels: Int[np.ndarray, "h w"],
     objects: Int[np.ndarray, "h w"],
     num_classes: int,
     *,
+    rule: str,
     given_objects: bool,
 ) -> Int[np.ndarray, "K+1 K+1"]:
-    """Confusion [truth, prediction] of grey differences, one record per object of the image, as detectron2 counts them.
+    """Confusion of grey differences by one of D2_RULES, one record per object of the image.
 
-    A record's truth is K outside the object; so is its prediction when objects are given. `truth` holds K where nothing
+    A record's truth is K outside the object; its prediction is K where the rule cuts it. `truth` holds K where nothing
     is labelled.
     """
     total = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     for object_id in np.unique(objects[objects < num_classes]):
         inside = objects == object_id
-        shown = np.where(inside, labels, num_classes) if given_objects else labels
-        index = grey_difference(np.where(inside, truth, num_classes)) * (num_classes + 1) + grey_difference(shown)
+        target = np.where(inside, truth, num_classes)
+        if rule == "boundary_iou_d2_labelled":
+            shown = np.where(target < num_classes, labels, num_classes)
+        else:
+            shown = np.where(inside, labels, num_classes) if given_objects else labels
+        index = grey_difference(target) * (num_classes + 1) + grey_difference(shown)
         total += np.bincount(index.ravel(), minlength=total.size).reshape(total.shape)
     return total
-
-
-def difference_iou(confusion: Int[np.ndarray, "K+1 K+1"]) -> np.ndarray:
-    """float64 [K] IoU of the difference values 0..K-1 read as class ids, NaN for values that do not occur."""
-    inner = confusion[:-1, :-1]
-    hit = inner.diagonal()
-    union = inner.sum(0) + inner.sum(1) - hit
-    return np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0)

@@ -5,8 +5,8 @@ The confusion matrix lives on the device of the scores; boundaries are counted o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from partseg.structures import IGNORE_LABEL, Sample
 from partseg.utils import distributed
 from partseg.vocabulary import Vocabulary
 
-METRICS = ("iou", "accuracy", "recall", "boundary_iou", "boundary_iou_d2")
+METRICS = ("iou", "accuracy", "recall", "boundary_iou", *boundary.D2_RULES)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Counts:
     num_images: int
     num_dropped: int
     bands: Int[np.ndarray, "3 K"] | None = None
-    differences: Int[np.ndarray, "K+1 K+1"] | None = None
+    differences: Mapping[str, boundary.Differences] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -55,20 +55,21 @@ class Evaluator:
         self.protocol = protocol
         self.metrics = tuple(metrics)
         self.averaging: Averaging = averaging
+        self._d2_rules = [rule for rule in boundary.D2_RULES if rule in metrics]
 
     def reset(self, vocabulary: Vocabulary, device: torch.device | str = "cpu") -> None:
         """Start counting for a vocabulary; the confusion matrix is kept on `device`."""
         classes = len(vocabulary)
-        if "boundary_iou_d2" in self.metrics and classes > boundary.LARGEST_D2:
+        if self._d2_rules and classes > boundary.LARGEST_D2:
             raise ValueError(
-                f"boundary_iou_d2 restates an evaluator of at most {boundary.LARGEST_D2} classes, "
+                f"{self._d2_rules[0]} restates an evaluator of at most {boundary.LARGEST_D2} classes, "
                 f"{vocabulary.name!r} has {classes}; remove it from the evaluator's metrics"
             )
         self.vocabulary = vocabulary
         self._confusion = torch.zeros((classes + 2) * (classes + 1), dtype=torch.int64, device=device)
         self._images = torch.zeros(2, dtype=torch.int64)
         self._bands = torch.zeros(3, classes, dtype=torch.int64)
-        self._differences = torch.zeros(classes + 1, classes + 1, dtype=torch.int64)
+        self._differences = torch.zeros(len(self._d2_rules), classes + 1, classes + 1, dtype=torch.int64)
 
     def choose(self, reader: ScoreReader, sample: Sample) -> Choice | None:
         """What this protocol wants to know of an image's scores; None for the argmax over everything."""
@@ -83,7 +84,7 @@ class Evaluator:
         weight = None if truth.weight is None else truth.weight.double().flatten()
         self._confusion += torch.bincount(index, weight, minlength=self._confusion.numel()).to(torch.int64)
         self._images += torch.tensor([1, truth.num_dropped])
-        if "boundary_iou" in self.metrics or "boundary_iou_d2" in self.metrics:
+        if "boundary_iou" in self.metrics or self._d2_rules:
             self._process_boundaries(labels.cpu().numpy(), sample, truth)
 
     def _process_boundaries(self, labels: np.ndarray, sample: Sample, truth: Truth) -> None:
@@ -97,12 +98,16 @@ class Evaluator:
                 np.where(counted, target, classes), np.where(counted, labels, classes), classes
             )
             self._bands += torch.from_numpy(counts)
-        if "boundary_iou_d2" in self.metrics:
-            target = np.where(target == IGNORE_LABEL, classes, target)
+        for rule, total in zip(self._d2_rules, self._differences):
             counts = boundary.confuse_differences(
-                target, labels, sample.object.cpu().numpy(), classes, given_objects=self.protocol.given_objects
+                np.where(target == IGNORE_LABEL, classes, target),
+                labels,
+                sample.object.cpu().numpy(),
+                classes,
+                rule=rule,
+                given_objects=self.protocol.given_objects,
             )
-            self._differences += torch.from_numpy(counts)
+            total += torch.from_numpy(counts)
 
     def evaluate(self) -> Counts:
         """Counts of all processes; every process must call it."""
@@ -110,7 +115,8 @@ class Evaluator:
         confusion = distributed.reduce_sum(self._confusion)[: (classes + 1) ** 2].view(classes + 1, classes + 1)
         num_images, num_dropped = distributed.reduce_sum(self._images).tolist()
         bands = distributed.reduce_sum(self._bands).numpy() if "boundary_iou" in self.metrics else None
-        differences = distributed.reduce_sum(self._differences).numpy() if "boundary_iou_d2" in self.metrics else None
+        differences = distributed.reduce_sum(self._differences).numpy()
+        background = {"boundary_iou_d2_labelled": not self.protocol.given_objects}
         return Counts(
             protocol=self.protocol.name,
             averaging=self.averaging,
@@ -119,5 +125,8 @@ class Evaluator:
             num_images=num_images,
             num_dropped=num_dropped,
             bands=bands,
-            differences=differences,
+            differences={
+                rule: boundary.Differences(matrix, background.get(rule, False))
+                for rule, matrix in zip(self._d2_rules, differences)
+            },
         )

@@ -87,9 +87,13 @@ def split(
     *,
     averaging: Averaging = "present",
 ) -> Split:
-    """Means over all, seen and unseen classes and the harmonic mean of the last two."""
-    seen = mean(values, in_truth, vocabulary.seen, averaging=averaging)
-    unseen = mean(values, in_truth, ~vocabulary.seen, averaging=averaging)
+    """Means over all, seen and unseen classes and the harmonic mean of the last two.
+
+    A value more than classes is background's, and not seen.
+    """
+    is_seen = np.append(vocabulary.seen, False)[: len(values)]
+    seen = mean(values, in_truth, is_seen, averaging=averaging)
+    unseen = mean(values, in_truth, ~is_seen, averaging=averaging)
     return {
         "all": mean(values, in_truth, averaging=averaging),
         "seen": seen,

@@ -11,7 +11,8 @@ COLUMNS = {
     "mIoU": "mIoU",
     "recall": "Recall",
     "boundary_iou": "Boundary IoU",
-    "boundary_iou_d2": "Boundary IoU (detectron2's)",
+    "boundary_iou_d2": "Boundary IoU (authors, d75a599)",
+    "boundary_iou_d2_labelled": "Boundary IoU (authors, d92df57)",
 }
 
 

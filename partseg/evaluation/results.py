@@ -9,7 +9,7 @@ checkpoint        {path, sha256, iteration, vocabulary {name, key}}, or null for
 protocols         name -> {
     protocol, averaging, num_images, num_pixels, num_dropped,
     metrics       flat scores in percent or null, by the averaging rule above: mIoU, mIoU_seen, mIoU_unseen,
-                  mIoU_harmonic, the same for recall, boundary_iou and boundary_iou_d2 where counted, fwIoU, mACC,
+                  mIoU_harmonic, the same for recall and the boundary_iou measures where counted, fwIoU, mACC,
                   pACC, and "IoU/<object-part>" for each class (null: not defined, for example nothing unseen)
     averages      measure -> averaging rule -> {all, seen, unseen, harmonic}
     without_background_predictions    the same for IoU when labelled pixels predicted as background are left out, as

@@ -14,7 +14,10 @@ from partseg.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Measure:
-    """One per-class quantity and how it is averaged: a value per class (NaN: none), and the classes that count."""
+    """One per-class quantity and how it is averaged: a value per class (NaN: none), and the classes that count.
+
+    A value more than classes is background's, which the mean over unseen classes then includes (boundary.D2_RULES).
+    """
 
     name: str
     values: np.ndarray
@@ -22,7 +25,7 @@ class Measure:
 
 
 def measures(counts: Counts) -> dict[str, Measure]:
-    """Per-class quantities of one evaluator, by name ("iou", "recall", "boundary_iou", "boundary_iou_d2")."""
+    """Per-class quantities of one evaluator by name: "iou", "recall", "boundary_iou" and boundary.D2_RULES."""
     in_truth = metrics.present(counts.confusion)
     found = {
         "iou": Measure("mIoU", metrics.iou(counts.confusion), in_truth),
@@ -30,15 +33,15 @@ def measures(counts: Counts) -> dict[str, Measure]:
     }
     if counts.bands is not None:
         found["boundary_iou"] = Measure("boundary_iou", boundary.band_iou(counts.bands), counts.bands[1] > 0)
-    if counts.differences is not None:
-        values = boundary.difference_iou(counts.differences)
-        # that evaluator averages over every value that occurs, in the truth or in the prediction
-        found["boundary_iou_d2"] = Measure("boundary_iou_d2", values, ~np.isnan(values))
+    for rule, differences in counts.differences.items():
+        values = differences.iou()
+        # these evaluators average over every value that occurs, in the truth or in the prediction
+        found[rule] = Measure(rule, values, ~np.isnan(values))
     return {key: found[key] for key in found if key in counts.metrics or key == "iou"}
 
 
 def split_means(counts: Counts, vocabulary: Vocabulary) -> dict[str, dict[str, metrics.Split]]:
-    """measure -> averaging rule -> {all, seen, unseen, harmonic} in percent; recall, boundary_iou_d2 have one rule."""
+    """measure -> averaging rule -> {all, seen, unseen, harmonic} in percent; recall and D2_RULES have one rule."""
     means: dict[str, dict[str, metrics.Split]] = {}
     for key, measure in measures(counts).items():
         rules = metrics.AVERAGINGS if key in ("iou", "boundary_iou") else ("present",)

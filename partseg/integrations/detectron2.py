@@ -89,8 +89,11 @@ class PartSegMapper:
         mapper: Mapper = TrainMapper(size=size) if is_train else EvalMapper(size=size)
         return cls(mapper, label_vocabulary=dataset.label_vocabulary, vocabulary=dataset.vocabulary)
 
-    def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """One mapped dictionary; augmentation follows the worker's numpy seed, which detectron2 sets."""
+    def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any] | None:
+        """One mapped dictionary; augmentation follows the worker's numpy seed, which detectron2 sets.
+
+        None for a picture that the mapper drops: detectron2's loader then takes another.
+        """
         seed = np.random.randint(1 << 31)  # noqa: NPY002 (detectron2 seeds the global generator of its workers)
         sample = self.mapper(
             dataset_dict[RECORD],
@@ -98,6 +101,8 @@ class PartSegMapper:
             vocabulary=self.vocabulary,
             rng=np.random.default_rng(seed),
         )
+        if sample is None:
+            return None
         height, width = sample.object_part.shape
         return {
             **dataset_dict,

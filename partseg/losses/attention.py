@@ -90,7 +90,8 @@ class Separation:
     s = sigmoid((map - gamma) / temperature): expected cells with two or more on, by expected cells with one or more.
     `surrogate: none` sends no gradient; the published runs had none.
     `parts_of: image` counts every part of the image for each of its objects and `divide_by_batch` divides by the
-    number of images once more; the authors do both.
+    number of images once more; the authors do both. Equation 8 also divides by the number of parts |C|; the authors'
+    code does not, and neither do we: a ratio of cells needs no such factor, and their weight of 0.1 goes without it.
     """
 
     reads: tuple[str, ...] = ("attention",)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from partseg.engine.optim import adamw, constant, cosine, param_groups, poly, sgd
+from partseg.utils.config import compose, instantiate
 
 
 @pytest.fixture
@@ -21,6 +22,19 @@ def test_first_matching_pattern_decides(model):
     groups = param_groups(model, lr=1e-3, weight_decay=0.1, groups=rules)
     found = [(len(g["params"]), g["initial_lr"], g["weight_decay"]) for g in groups]
     assert found == [(2, 1e-3, 0.0), (1, 1e-4, 0.1), (1, 1e-3, 0.1)]
+
+
+@pytest.mark.parametrize("recipe, model", [("official", "part_clipseg"), ("official_clipseg", "clipseg")])
+def test_the_official_recipe_decays_neither_norms_nor_embeddings(recipe, model):
+    config = compose("train", [f"recipe={recipe}", f"model={model}"])
+    with torch.device("meta"):
+        network = instantiate(config.model)
+    settings = {key: config.optimizer[key] for key in ("lr", "weight_decay", "groups")}
+    decay = {id(p): group["weight_decay"] for group in param_groups(network, **settings) for p in group["params"]}
+    without = {n for n, p in network.named_parameters() if p.requires_grad and decay[id(p)] == 0}
+    norms = {n for n, p in network.named_parameters() if p.requires_grad and ".norm" in n}
+    assert without == norms | {"backbone.clip.token_embedding.weight", "backbone.clip.positional_embedding"}
+    assert len(norms) == 12 and set(decay.values()) == {0.0, 1e-4}
 
 
 def test_bad_groups_are_refused(model):

@@ -34,8 +34,9 @@ def count() -> dict[str, np.ndarray]:
         predictor=Predictor(),
         evaluators={p.name: Evaluator(p, metrics=METRICS) for p in (OracleObj(), PredAll(), PredAllStrict())},
     )
-    keys = ("confusion", "bands", "differences", "num_images", "num_dropped")
+    keys = ("confusion", "bands", "num_images", "num_dropped")
     counts = {f"{n}/{key}": np.asarray(getattr(c, key)) for n, c in evaluation.counts.items() for key in keys}
+    counts |= {f"{n}/{rule}": d.confusion for n, c in evaluation.counts.items() for rule, d in c.differences.items()}
     return {"num_images": np.asarray(evaluation.num_images), **counts}
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion
 
-from partseg.evaluation import boundary
+from partseg.evaluation import boundary, metrics
+from partseg.vocabulary import Vocabulary
 
 
 def random_labels(rng, height, width, num_classes):
@@ -75,27 +76,45 @@ def test_detectron2s_rule_equals_its_restatement(size):
 
 
 @pytest.mark.parametrize("given_objects", [True, False])
-def test_detectron2s_counts_go_record_by_record(given_objects):
-    """One record per object of the image; outside the object the truth (and a given object's prediction) is K."""
+@pytest.mark.parametrize("rule", boundary.D2_RULES)
+def test_the_authors_counts_go_record_by_record(rule, given_objects):
+    """One record per object of the image. d75a599: outside a given object the prediction is K; background is no class.
+    d92df57: outside the record's labels the prediction is K; under Pred-All background is a class of the unseen mean.
+    """
     rng = np.random.default_rng(2)
     classes = 6
     objects = random_labels(rng, 50, 40, 2)
     objects[objects == 2] = 65534
     truth = np.where(objects == 65534, classes, rng.integers(0, 3, objects.shape) + 3 * (objects == 1))
+    truth[rng.random(truth.shape) < 0.2] = classes
     labels = random_labels(rng, 50, 40, classes)
     expected = np.zeros((classes + 1, classes + 1), int)
     for o in (0, 1):
         target = np.where(objects == o, truth, classes)
-        shown = np.where(objects == o, labels, classes) if given_objects else labels
+        if rule == "boundary_iou_d2":
+            shown = np.where(objects == o, labels, classes) if given_objects else labels
+        else:
+            shown = np.where(target == classes, classes, labels)
         for t, p in zip(restated(target).ravel(), restated(shown).ravel()):
             expected[t, p] += 1
-    counts = boundary.confuse_differences(truth, labels, objects, classes, given_objects=given_objects)
+    counts = boundary.confuse_differences(truth, labels, objects, classes, rule=rule, given_objects=given_objects)
     np.testing.assert_array_equal(counts, expected)
-    # its IoU: the last row and column are dropped first
-    inner = expected[:-1, :-1]
-    for c, value in enumerate(boundary.difference_iou(counts)):
+    background = rule == "boundary_iou_d2_labelled" and not given_objects
+    inner = expected if background else expected[:-1, :-1]
+    values = boundary.Differences(counts, background).iou()
+    assert len(values) == classes + background
+    for c, value in enumerate(values):
         union = inner[c].sum() + inner[:, c].sum() - inner[c, c]
         assert np.isnan(value) if union == 0 else value == inner[c, c] / union
+
+
+def test_background_as_a_class_counts_among_the_unseen():
+    """d92df57 takes the complement of the seen classes, and its array has one entry more than there are classes."""
+    vocabulary = Vocabulary.from_mapping({"dog": ["head", "leg"], "cat": ["head"]}).with_unseen(["cat"])
+    values = np.array([0.5, 0.3, 0.2, 0.8])
+    means = metrics.split(values, ~np.isnan(values), vocabulary)
+    assert means["seen"] == pytest.approx(0.4) and means["unseen"] == pytest.approx(0.5)
+    assert metrics.split(values[:3], np.ones(3, bool), vocabulary)["unseen"] == pytest.approx(0.2)
 
 
 def test_the_two_rules_disagree_where_label_values_matter():
@@ -110,7 +129,9 @@ def test_the_two_rules_disagree_where_label_values_matter():
     np.testing.assert_allclose(right[0], right[1][::-1])
     objects = np.zeros_like(truth)
     d2 = [
-        boundary.difference_iou(boundary.confuse_differences(*maps, objects, 2, given_objects=True))
+        boundary.Differences(
+            boundary.confuse_differences(*maps, objects, 2, rule="boundary_iou_d2", given_objects=True), False
+        ).iou()
         for maps in ((truth, labels), (swap[truth], swap[labels]))
     ]
     assert not np.allclose(d2[0], d2[1][::-1])

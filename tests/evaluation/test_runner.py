@@ -10,14 +10,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from partseg.data.mapper import EvalMapper
-from partseg.evaluation.evaluator import Evaluator
+from partseg.evaluation.evaluator import METRICS, Evaluator
 from partseg.evaluation.predictor import Predictor
 from partseg.evaluation.protocols import OracleObj, PredAll, PredAllStrict
 from partseg.evaluation.runner import evaluate, run
 from partseg.structures import IGNORE_LABEL, Instance, Record
 from partseg.utils.distributed import reduce_sum
 
-ALL_METRICS = ("iou", "accuracy", "recall", "boundary_iou", "boundary_iou_d2")
+ALL_METRICS = METRICS
 
 
 def all_evaluators(**options):
@@ -116,8 +116,10 @@ def test_one_pass_equals_the_network_once_per_instance(model, vocabulary, tmp_pa
 def assert_same(a, b):
     assert a.keys() == b.keys()
     for name, counts in a.items():
-        for key in ("confusion", "bands", "differences", "num_images", "num_dropped"):
+        for key in ("confusion", "bands", "num_images", "num_dropped"):
             np.testing.assert_array_equal(getattr(counts, key), getattr(b[name], key))
+        for rule, differences in counts.differences.items():
+            np.testing.assert_array_equal(differences.confusion, b[name].differences[rule].confusion)
 
 
 def test_batch_size_and_class_chunk_change_nothing(model, vocabulary, samples_of, batched):
