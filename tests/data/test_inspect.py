@@ -55,6 +55,14 @@ def test_counts_are_compared_with_the_published_ones(root: Path):
     assert sorted(names) == ["4 (image, part) pairs, published 4957", "4 images, published 850"]
 
 
+def test_training_images_without_a_seen_part_are_counted(write_pascal: Callable[..., Path]):
+    images = {"2008_000001": maps(), "2008_000002": maps(DOG, DOG_HEAD), "2008_000003": maps(DOG, DOG_HEAD)}
+    report = inspect("toy_pascal_part_116", write_pascal({"train": images, "val": images}))
+    assert found(report, "image without a seen part", "train") == ["2008_000002", "2008_000003"]
+    assert not any(f.kind == "image without a seen part" for f in report.findings if f.split == "val")
+    assert not report.changes_score
+
+
 def damage_jpeg(root: Path) -> str:
     path = root / "images/val/2008_000001.jpg"
     path.write_bytes(path.read_bytes()[:200])
