@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from partseg.data.prepare import ade20k
-from partseg.data.prepare.cli import add_common_arguments, find_folder, report, run_main
-from partseg.data.prepare.conversion import Conversion
-from partseg.data.prepare.labels import vocabulary
+from converters import ade20k
+from converters.cli import add_common_arguments, find_folder, report, run_main
+from converters.conversion import Conversion
+from partseg.vocabulary.shipped import shipped
 
 NOT_COMPARABLE = (
     "labels were converted again from ADE20K: the benchmark's choice of images and instances is known only in part, "
@@ -37,7 +37,7 @@ def main() -> None:
         args.output, tool="prepare_ade20k_part", version=ade20k.TOOL_VERSION, options={"link": args.link}
     )
     items = conversion.run(ade20k.convert, jobs, processes=args.processes)
-    names = vocabulary("ade20k_part_234")
+    names = shipped("ade20k_part_234")
     splits = sorted({item.split for item in items if item.split})
     report(
         conversion.finish(

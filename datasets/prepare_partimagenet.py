@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from converters import partimagenet
+from converters.cli import add_common_arguments, report, run_main
+from converters.conversion import Conversion
 from partseg.data.io import resolve_root
-from partseg.data.partimagenet import FOLDER_NAMES, INDEX_FILE, LAYOUTS, SPLITS, vocabulary
-from partseg.data.prepare import partimagenet
-from partseg.data.prepare.cli import add_common_arguments, report, run_main
-from partseg.data.prepare.conversion import Conversion
+from partseg.data.partimagenet import FOLDER_NAMES, INDEX_FILE, LAYOUTS, SPLITS
+from partseg.vocabulary.shipped import shipped
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     options = {"splits": sorted(set(args.splits))}
     conversion = Conversion(output, tool="prepare_partimagenet", version=partimagenet.TOOL_VERSION, options=options)
     items = conversion.run(partimagenet.check, jobs, processes=args.processes)
-    names = vocabulary()
+    names = shipped("partimagenet_40")
     report(
         conversion.finish(
             items,

@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from partseg.data.prepare import pascal
-from partseg.data.prepare.cli import add_common_arguments, find_folder, find_stems, read_names, report, run_main
-from partseg.data.prepare.conversion import Conversion
-from partseg.data.prepare.labels import label_counts, vocabulary
+from converters import pascal
+from converters.cli import add_common_arguments, find_folder, find_stems, read_names, report, run_main
+from converters.conversion import Conversion
+from converters.labels import label_counts
 from partseg.utils.files import sha256_of
+from partseg.vocabulary.shipped import shipped
 
 NOT_COMPARABLE = (
     "labels were converted again from Pascal-Part: the benchmark's own label files lack parts in images with several "
@@ -65,7 +66,7 @@ def main() -> None:
     options = {"clip_to_voc": args.clip_to_voc, "link": args.link, "val_list_sha256": sha256_of(val_list)}
     conversion = Conversion(args.output, tool="prepare_pascal_part", version=pascal.TOOL_VERSION, options=options)
     items = conversion.run(pascal.convert, jobs, processes=args.processes)
-    names = vocabulary("pascal_part_116")
+    names = shipped("pascal_part_116")
     shared = {
         f"{pascal.PART_FOLDER}/{split}_{short}_label_count.json": label_counts(items, split, level, ".png")
         for split in ("train", "val")

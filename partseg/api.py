@@ -29,8 +29,8 @@ from partseg.evaluation.protocols import OracleObj, PredAll
 from partseg.losses.attention_maps import MaskAttention, masked_attention
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Sample, Scores
 from partseg.utils.prediction import Prediction
-from partseg.utils.words import VocabularyLike, as_vocabulary
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.words import VocabularyLike, as_vocabulary
 
 PROTOCOLS: dict[str, type[PredAll] | type[OracleObj]] = {"pred_all": PredAll, "oracle_obj": OracleObj}
 CACHED_VOCABULARIES = 8

@@ -15,7 +15,7 @@ settings=(experiment=toy_part_clipseg name=toy_part_clipseg data_root=data outpu
 step() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - started)); }
 
 step "1/5 synthetic Pascal-Part-116"
-python -m partseg.data.toy --root "$data"
+python datasets/draw_toy.py --root "$data"
 step "2/5 baselines"
 python tools/toy_baselines.py "${settings[@]}"
 step "3/5 training"

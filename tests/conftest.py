@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from partseg.data.toy.writer import ToyOptions, write_toy
 from partseg.engine.checkpoint import Checkpoints
 from partseg.engine.run import plain
 from partseg.utils.config import compose, instantiate
+from toy_world.writer import ToyOptions, write_toy
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT.parent / "shared" / "samples"

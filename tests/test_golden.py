@@ -12,7 +12,7 @@ import torch
 
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Batch
 from partseg.utils.config import compose, instantiate
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 FOLDER = Path(__file__).parent / "golden"
 RUNS = {

@@ -74,7 +74,7 @@ def test_command_is_accepted(command):
     elif "def parse(" in source:
         load(path).parse(arguments)
     else:
-        shared = (ROOT / "partseg" / "data" / "prepare" / "cli.py").read_text()
+        shared = (ROOT / "datasets" / "converters" / "cli.py").read_text()
         assert all(f'"{a}"' in source + shared for a in arguments if a.startswith("--"))
 
 

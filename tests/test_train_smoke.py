@@ -7,9 +7,9 @@ import logging
 import pytest
 import torch
 
-from partseg.data.toy.writer import ToyOptions, write_toy
 from partseg.engine.checkpoint import load, load_model
 from partseg.utils.config import compose
+from toy_world.writer import ToyOptions, write_toy
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_the_same_command_does_nothing_more_once_complete(tool, settings, tmp_pa
 
 
 def test_missing_data_says_what_to_do(tool, settings, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"(?s)data_root|datasets/README|prepare|partseg.data.toy"):
+    with pytest.raises(FileNotFoundError, match=r"(?s)data_root|datasets/README|prepare|toy_world"):
         tool.train(compose("train", [*settings, f"data_root={tmp_path / 'nowhere'}"]))
 
 

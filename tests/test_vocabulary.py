@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
-FOLDER = Path(__file__).parents[1] / "partseg" / "data" / "vocabularies"
+FOLDER = Path(__file__).parents[1] / "partseg" / "vocabulary" / "lists"
 NAMES = ("pascal_part_116", "ade20k_part_234", "partimagenet_40")
 SMALL = Vocabulary(
     pairs=(

@@ -29,8 +29,8 @@ from partseg import api
 from partseg.data.images import Photo, list_images, read_photo
 from partseg.utils import arguments, page
 from partseg.utils.prediction import Prediction, shrunk
-from partseg.utils.words import as_vocabulary, vocabulary_of_text
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.words import as_vocabulary, vocabulary_of_text
 
 if TYPE_CHECKING:
     import gradio

@@ -2,7 +2,7 @@
 
 python tools/describe.py model=part_clipseg
 python tools/describe.py model=part_clipseg batch_size=8 classes=50,116,234,500,1000
-python tools/describe.py model=clipseg vocabulary=partseg/data/vocabularies/ade20k_part_234.yaml
+python tools/describe.py model=clipseg vocabulary=ade20k_part_234
 
 Needs neither weights nor data, and no memory to speak of: shapes are followed, nothing is computed.
 """
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 
 import torch
 
@@ -20,7 +18,7 @@ from partseg.models.cost import Cost, forward_cost, made_up_vocabulary
 from partseg.models.finetune import trainable_table
 from partseg.utils.arguments import run
 from partseg.utils.config import compose, instantiate
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.words import as_vocabulary
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def main(options: Options) -> int:
     unused = sum(p.numel() for name, p in model.named_parameters() if name in model.unused_parameters())
     print(f"of these, {unused:,} reach no output: image blocks after the last feature, CLIP's projection and scale\n")
 
-    full = find_vocabulary(options.vocabulary)
+    full = as_vocabulary(options.vocabulary)
     vocabularies = [full.seen_subset(), *([full] if not full.seen.all() else [])]
     vocabularies += [made_up_vocabulary(int(count)) for count in options.classes.split(",") if count.strip()]
     print(row("vocabulary", "classes", "text GFLOP", "GFLOP/image", "text MiB", "MiB/image", "MiB/batch"))
@@ -69,17 +67,6 @@ def describe(cost: Cost, batch_size: int) -> str:
 def row(*cells: str) -> str:
     """Cells under each other: names to the left, numbers to the right."""
     return f"{cells[0]:<24}" + "".join(f"{cell:>{max(13, len(cell) + 2)}}" for cell in cells[1:])
-
-
-def find_vocabulary(name: str) -> Vocabulary:
-    """A vocabulary by its shipped name or its path."""
-    shipped = resources.files("partseg.data") / "vocabularies"
-    names = sorted(p.name.removesuffix(".yaml") for p in shipped.iterdir() if p.name.endswith(".yaml"))
-    if name in names:
-        return Vocabulary.from_yaml(str(shipped / f"{name}.yaml"))
-    if not Path(name).is_file():
-        raise FileNotFoundError(f"no vocabulary {name!r}: give one of {names} or the path of a YAML file")
-    return Vocabulary.from_yaml(name)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from partseg.evaluation.runner import Evaluation, run
 from partseg.evaluation.setting import dataset_name, evaluation_vocabulary
 from partseg.utils import distributed, env
 from partseg.utils.config import cli, instantiate
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 @cli("eval")

@@ -43,7 +43,7 @@ from partseg.utils import arguments
 from partseg.utils.files import json_bytes, write_atomic
 from partseg.utils.prediction import Prediction, coco_document
 from partseg.utils.visualize import save_png
-from partseg.utils.words import as_vocabulary
+from partseg.vocabulary.words import as_vocabulary
 
 
 @dataclass(frozen=True)

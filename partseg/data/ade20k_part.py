@@ -15,7 +15,8 @@ from typing import Any
 from partseg.data import io
 from partseg.data.dataset import Mapper, PartSegDataset, build, check_split
 from partseg.structures import Instance, Record
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.shipped import shipped
 
 FOLDER_NAMES = ("ADE20KPart234", "ADE20K-Part-234")
 PART_FOLDER = "annotations_detectron2_part"
@@ -25,15 +26,11 @@ SPLIT_FOLDERS = {"train": "training", "val": "validation"}
 _log = logging.getLogger(__name__)
 
 
-def vocabulary() -> Vocabulary:
-    """The 234 object-parts with the benchmark's unseen objects."""
-    return Vocabulary.from_yaml(Path(__file__).parent / "vocabularies" / "ade20k_part_234.yaml")
-
-
 def ade20k_part_234(
     root: str | Path,
     split: str,
     *,
+    vocabulary: str = "ade20k_part_234",
     mapper: Mapper | None = None,
     seed: int = 0,
     shots: int | None = None,
@@ -50,7 +47,7 @@ def ade20k_part_234(
     """
     check_split(split)
     root = io.resolve_root(root, names=FOLDER_NAMES, markers=[("images", PART_FOLDER)])
-    labels = vocabulary().with_unseen(unseen_objects)
+    labels = shipped(vocabulary).with_unseen(unseen_objects)
     skipped: dict[str, int] = {}
     records = _records(root, split, labels, skipped, shots=shots if split == "train" else None)
     if split == "val" and unseen_training_images:

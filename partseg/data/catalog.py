@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from partseg.data.dataset import PartSegDataset
 from partseg.utils.config import config_dir, instantiate
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.shipped import shipped
 
 
 def names() -> tuple[str, ...]:
@@ -41,8 +42,9 @@ def get(
 
 def describe(name: str) -> tuple[Vocabulary, int | None]:
     """Vocabulary that numbers the label files of data set `name`, and the bits of these files, without reading any."""
-    module = importlib.import_module(str(_node(name)["_target_"]).rpartition(".")[0])
-    return module.vocabulary(), module.LABEL_BITS
+    node = _node(name)
+    module = importlib.import_module(str(node["_target_"]).rpartition(".")[0])
+    return shipped(node["vocabulary"]), module.LABEL_BITS
 
 
 def _node(name: str) -> DictConfig:

@@ -14,7 +14,7 @@ import torch
 
 from partseg.data.mapper import EvalMapper, TrainMapper
 from partseg.structures import Record, Sample
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 SPLITS = ("train", "val")
 
@@ -75,8 +75,8 @@ class PartSegDataset(torch.utils.data.Dataset):
             sample = next((s for other in others if (s := self._map(int(other), rng)) is not None), None)
         if sample is None:
             raise ValueError(
-                f"data set {self.name!r}, split {self.split!r}: no image has a part label of the {len(self.vocabulary)} "
-                "classes in use; check the data, or set augmentation.drop_without_parts=false"
+                f"data set {self.name!r}, split {self.split!r}: no image has a label of the {len(self.vocabulary)} "
+                "object-parts in use; check the data, or set augmentation.drop_without_parts=false"
             )
         return sample
 

@@ -113,7 +113,9 @@ def _image_findings(split: str, images: Sequence[ImageReport], layout: Layout) -
     seen = layout.vocabulary.seen
     unseen = [i.name for i in images if i.parts and not i.problems and not any(seen[k] for k in i.parts)]
     if unseen and split == "train":
-        remedy = "trains background only, or nothing; augmentation.drop_without_parts=true (official) takes others instead"
+        remedy = (
+            "trains background only, or nothing; augmentation.drop_without_parts=true (official) takes others instead"
+        )
         yield finding(split, "image without a seen part", unseen, changes_score=False, remedy=remedy)
     for kind, attribute in (("part outside its object", "outside"), ("part in another object", "foreign")):
         found = [f"{i.name}: {getattr(i, attribute)} pixels" for i in images if getattr(i, attribute)]

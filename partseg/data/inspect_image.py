@@ -7,10 +7,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from partseg.data import ade20k_part, io, partimagenet, pascal_part
+from partseg.data import io
 from partseg.data.inspect_layout import Source
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.shipped import shipped
 
 
 @dataclass(frozen=True)
@@ -163,5 +164,4 @@ def _pixels(labels: np.ndarray, none: int) -> dict[int, int]:
 @lru_cache(maxsize=4)
 def vocabulary_of(builder: str) -> Vocabulary:
     """The vocabulary that numbers the label files of a layout."""
-    modules = {"pascal_part_116": pascal_part, "ade20k_part_234": ade20k_part, "partimagenet_40": partimagenet}
-    return modules[builder].vocabulary()  # type: ignore[attr-defined]
+    return shipped(builder)

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from partseg.data import ade20k_part, catalog, io, partimagenet, pascal_part
 from partseg.structures import Instance
 from partseg.utils.config import config_dir
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.shipped import shipped
 
 KEPT_NAMES = 200
 """File names kept per finding; the count is always complete."""
@@ -115,12 +116,12 @@ def _pascal(name: str, root: str, splits: Sequence[str]) -> Layout:
         "val": {"images": 850, "(image, part) pairs": 4957},
     }
     expected = published if name == "pascal_part_116" else {}
-    return Layout("pascal_part_116", folder, pascal_part.vocabulary(), tuple(sources), tuple(findings), expected)
+    return Layout("pascal_part_116", folder, shipped("pascal_part_116"), tuple(sources), tuple(findings), expected)
 
 
 def _ade20k(name: str, root: str, splits: Sequence[str]) -> Layout:
     folder = io.resolve_root(root, names=ade20k_part.FOLDER_NAMES, markers=(("images", ade20k_part.PART_FOLDER),))
-    labels = ade20k_part.vocabulary()
+    labels = shipped("ade20k_part_234")
     findings: list[Finding] = [*_strays(folder)]
     sources: list[Source] = []
     for split in splits:
@@ -182,7 +183,7 @@ def _ade_instances(
 
 def _partimagenet(name: str, root: str, splits: Sequence[str]) -> Layout:
     folder = io.resolve_root(root, names=partimagenet.FOLDER_NAMES, markers=partimagenet.LAYOUTS)
-    labels = partimagenet.vocabulary()
+    labels = shipped("partimagenet_40")
     findings: list[Finding] = [*_strays(folder)]
     sources: list[Source] = []
     for split in splits:

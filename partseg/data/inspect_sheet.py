@@ -17,7 +17,7 @@ from partseg.data.inspect_image import WrongLabelError, read_maps
 from partseg.data.inspect_layout import Source
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.utils.visualize import legend, overlay, tile
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 SHOWN_NAMES = 8
 """File names per finding on the screen; the json file has more."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from partseg.data import io, transforms
 from partseg.data.transforms import Geometry
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Record, Sample
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 @dataclass(frozen=True)

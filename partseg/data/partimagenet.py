@@ -18,7 +18,8 @@ import yaml
 from partseg.data import io
 from partseg.data.dataset import Mapper, PartSegDataset, build, check_split
 from partseg.structures import Record
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.shipped import shipped
 
 FOLDER_NAMES = ("PartImageNet", "PartImageNet_Seg", "partimagenet")
 LAYOUTS = (("images", "annotations"), ("images", "train.json"), ("images", "val.json"), ("val", "val.json"))
@@ -26,7 +27,6 @@ SPLITS = ("train", "val", "test")
 LABEL_BITS = None  # polygons, no label files
 INDEX_FILE = "partimagenet_40_index.json"
 
-_VOCABULARIES = Path(__file__).parent / "vocabularies"
 _log = logging.getLogger(__name__)
 
 
@@ -43,14 +43,9 @@ class Source:
         return category.removeprefix(prefix).lower() if category.startswith(prefix) else None
 
 
-def vocabulary() -> Vocabulary:
-    """The 147 object-parts with the benchmark's unseen objects; labels say "tier", prompts say "tire"."""
-    return Vocabulary.from_yaml(_VOCABULARIES / "partimagenet_40.yaml")
-
-
 def source() -> Source:
     """The 40 synsets and the categories of the original annotation files."""
-    data = yaml.safe_load((_VOCABULARIES / "partimagenet_40_source.yaml").read_text(encoding="utf-8"))
+    data = yaml.safe_load(Path(__file__).with_name("partimagenet_40_source.yaml").read_text(encoding="utf-8"))
     synsets = {wnid: (entry["object"], entry["supercategory"]) for wnid, entry in data["synsets"].items()}
     return Source(synsets, data["categories"])
 
@@ -64,6 +59,7 @@ def partimagenet_40(
     root: str | Path,
     split: str,
     *,
+    vocabulary: str = "partimagenet_40",
     mapper: Mapper | None = None,
     seed: int = 0,
     all_seen: bool = False,
@@ -76,7 +72,7 @@ def partimagenet_40(
     """
     check_split(split, allowed=SPLITS)
     root = io.resolve_root(root, names=FOLDER_NAMES, markers=LAYOUTS)
-    labels, names = vocabulary().with_unseen(unseen_objects), source()
+    labels, names = shipped(vocabulary).with_unseen(unseen_objects), source()
     annotation_file = find_annotations(root, split)
     data = io.read_coco(annotation_file)
     stems = io.coco_stems(data, annotation_file)

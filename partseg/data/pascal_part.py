@@ -11,7 +11,7 @@ from pathlib import Path
 from partseg.data import io
 from partseg.data.dataset import Mapper, PartSegDataset, build, check_split
 from partseg.structures import Record
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.shipped import shipped
 
 FOLDER_NAMES = ("PascalPart116", "Pascal-Part-116")
 PART_FOLDER = "annotations_detectron2_part"
@@ -19,15 +19,11 @@ OBJECT_FOLDER = "annotations_detectron2_obj"
 LABEL_BITS = 8
 
 
-def vocabulary() -> Vocabulary:
-    """The 116 object-parts with the benchmark's unseen objects."""
-    return Vocabulary.from_yaml(Path(__file__).parent / "vocabularies" / "pascal_part_116.yaml")
-
-
 def pascal_part_116(
     root: str | Path,
     split: str,
     *,
+    vocabulary: str = "pascal_part_116",
     mapper: Mapper | None = None,
     seed: int = 0,
     shots: int | None = None,
@@ -58,7 +54,7 @@ def pascal_part_116(
     ]
     return build(
         records,
-        label_vocabulary=vocabulary().with_unseen(unseen_objects),
+        label_vocabulary=shipped(vocabulary).with_unseen(unseen_objects),
         mapper=mapper,
         seed=seed,
         name=name,

@@ -65,7 +65,7 @@ def _nearest(start: int, stop: int, lengths: Sequence[int], label_rule: str) -> 
     """Source index of every output index after resizing start..stop through `lengths`."""
     indices = np.arange(start, stop)
     for step, length in enumerate(lengths, 1):
-        if label_rule == "corner" and step == len(lengths):  # torch's mode="nearest", which computes in single precision
+        if label_rule == "corner" and step == len(lengths):  # torch's mode="nearest", in single precision
             scale = np.float32(len(indices)) / np.float32(length)
             source = np.floor(np.arange(length, dtype=np.float32) * scale).astype(np.int64)
             indices = indices[np.minimum(source, len(indices) - 1)]

@@ -21,7 +21,7 @@ from partseg.engine.ema import Ema
 from partseg.models.convert import LoadReport, load_weights
 from partseg.utils.config import instantiate
 from partseg.utils.files import json_bytes, sha256_of, write_atomic
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 FORMAT = "partseg-1"
 KEYS = {"format", "iteration", "model", "optimizer", "config", "vocabulary"}

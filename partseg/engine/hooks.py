@@ -19,7 +19,7 @@ from partseg.engine.writers import LOG, Writer
 from partseg.structures import Sample
 from partseg.utils import distributed
 from partseg.utils.visualize import overlay, save_png, tile
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from partseg.losses.attention_maps import presence
 from partseg.structures import Batch
 from partseg.utils import distributed
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 @dataclass(frozen=True)

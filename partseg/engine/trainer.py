@@ -22,7 +22,7 @@ from partseg.engine.signals import StopRequest
 from partseg.losses.criterion import Criterion, check_finite
 from partseg.structures import Batch
 from partseg.utils import distributed
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 class Hook(Protocol):

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from partseg.structures import IGNORE_LABEL, Sample
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 def most_frequent_parts(samples: Iterable[Sample], vocabulary: Vocabulary) -> Int[Tensor, " O"]:

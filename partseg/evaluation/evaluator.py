@@ -19,7 +19,7 @@ from partseg.evaluation.metrics import Averaging, check_averaging
 from partseg.evaluation.protocols import Protocol, Truth
 from partseg.structures import IGNORE_LABEL, Sample
 from partseg.utils import distributed
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 METRICS = ("iou", "accuracy", "recall", "boundary_iou", *boundary.D2_RULES)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from partseg.evaluation import upsample
 from partseg.structures import Scores
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 PartTable = tuple[tuple[int, ...], ...]
 """Object-part ids to choose from, ascending, for each object id."""

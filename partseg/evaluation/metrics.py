@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 Averaging = Literal["present", "present_or_predicted", "nonzero"]
 AVERAGINGS: tuple[Averaging, ...] = get_args(Averaging)

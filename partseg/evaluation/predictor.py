@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from partseg.structures import Scores, TextFeatures
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

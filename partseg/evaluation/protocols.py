@@ -16,7 +16,7 @@ from torch import Tensor
 from partseg.data import io
 from partseg.evaluation.labels import Choice, PartTable, ScoreReader, own_parts
 from partseg.structures import IGNORE_LABEL, Sample
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 @dataclass(frozen=True)

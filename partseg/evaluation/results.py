@@ -36,7 +36,7 @@ from partseg.evaluation.evaluator import Counts
 from partseg.evaluation.runner import Evaluation
 from partseg.utils import distributed
 from partseg.utils.files import json_bytes, write_atomic
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 FORMAT = "partseg-results-1"
 FILE_NAME = "results.json"

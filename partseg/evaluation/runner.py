@@ -20,7 +20,7 @@ from partseg.evaluation.labels import ScoreReader
 from partseg.evaluation.predictor import Predictor, PreparedPredictor
 from partseg.structures import EvalBatch, Sample, Scores
 from partseg.utils import distributed
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 OnLabels = Callable[[Sample, dict[str, Tensor]], None]
 """Called after each image with the predicted label map (0..K-1, K background) of each evaluator."""

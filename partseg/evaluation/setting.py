@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 def evaluation_vocabulary(

@@ -9,7 +9,7 @@ import numpy as np
 
 from partseg.evaluation import boundary, metrics
 from partseg.evaluation.evaluator import Counts
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 @dataclass(frozen=True)

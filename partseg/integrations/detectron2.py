@@ -32,7 +32,7 @@ from partseg.losses.criterion import Criterion
 from partseg.structures import IGNORE_LABEL, Record, Sample, Scores
 from partseg.utils import distributed
 from partseg.utils.visualize import color_of
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 try:
     from detectron2.data import DatasetCatalog, MetadataCatalog

@@ -25,7 +25,7 @@ from partseg.losses.attention_maps import (
 )
 from partseg.losses.term import LossInputs, share_of
 from partseg.structures import Batch
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 PartsOf = Literal["object", "image"]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from partseg.losses.term import compute_dtype
 from partseg.structures import DecoderAttention
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 _TILE = 32
 """Rows per tile: one (image, class, prompt) fills its last tile with rows of weight 0."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from partseg.losses.term import LossInputs, Term
 from partseg.structures import Batch, Outputs
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 class NonFiniteLossError(FloatingPointError):

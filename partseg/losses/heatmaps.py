@@ -18,7 +18,7 @@ from partseg.losses.criterion import Criterion
 from partseg.structures import IGNORE_LABEL, Batch, Outputs
 from partseg.utils.prediction import heat_picture
 from partseg.utils.visualize import overlay
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 @dataclass(frozen=True, eq=False)

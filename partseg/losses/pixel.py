@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from partseg.losses.term import LossInputs, compute_dtype, share_of
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Batch
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 _CHUNK = 1 << 22
 """Elements of the only temporary of the forward pass (16 MiB in float32)."""

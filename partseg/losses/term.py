@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from partseg.structures import Batch, Outputs
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from partseg.models.layers import VisualAdapter
 from partseg.structures import Outputs, TextFeatures
 from partseg.text.encoder import encode_prompts
 from partseg.text.templates import resolve_template
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 TEXT_EMBEDDINGS = ("backbone.clip.token_embedding.weight", "backbone.clip.positional_embedding")
 """What `train_text_embeddings` adds to `trainable`."""

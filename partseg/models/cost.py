@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from partseg.models.clipseg import ClipSeg
 from partseg.models.part_clipseg import PairIndex, PartClipSeg
 from partseg.structures import TextFeatures
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 class ImageBranch(nn.Module):

@@ -22,7 +22,7 @@ from partseg.models.layers import Film, MaskHead, VisualAdapter, over_prompts
 from partseg.structures import Outputs, TextFeatures
 from partseg.text.encoder import encode_prompts
 from partseg.text.templates import resolve_template
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 def official_text_rows(vocabulary: Vocabulary) -> list[int]:

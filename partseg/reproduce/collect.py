@@ -12,9 +12,7 @@ from partseg.evaluation import results
 from partseg.reproduce.plan import Options, measure_directory, result_directory, table_dataset
 from partseg.reproduce.render import Cell, CollectedTable
 from partseg.reproduce.table import Column, Row, Table
-from partseg.vocabulary import Vocabulary
-
-VOCABULARIES = Path(__file__).parents[1] / "data" / "vocabularies"
+from partseg.vocabulary.shipped import shipped
 
 
 def collect(table: Table, options: Options) -> CollectedTable:
@@ -94,7 +92,7 @@ def _check(
         raise ValueError(f"{path} was measured on synthetic data and cannot stand in {table.title!r}: move it away")
     if options.smoke:
         return
-    expected = Vocabulary.from_yaml(VOCABULARIES / f"{table_dataset(table, row)}.yaml")
+    expected = shipped(table_dataset(table, row))
     allowed = {expected.key, expected.with_unseen(()).key} if table.cross_dataset else {expected.key}
     if content["vocabulary"]["key"] not in allowed:
         raise ValueError(

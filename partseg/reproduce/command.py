@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from partseg.data.toy.writer import ToyOptions, write_toy
 from partseg.reproduce import render
 from partseg.reproduce.collect import collect
 from partseg.reproduce.plan import Job, Options, jobs, overrides_for, toy_root
@@ -19,7 +19,7 @@ from partseg.utils.files import write_atomic
 
 SMOKE_OUTPUT = Path("output/smoke_tables")
 OUTPUT = Path("output/tables")
-TOY = ToyOptions(num_train=6, num_val=8, size=96)
+DRAW_TOY = ("datasets/draw_toy.py", "--num-train=6", "--num-val=8", "--size=96")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -89,7 +89,7 @@ def run_jobs(todo: Sequence[Job], console: Console) -> None:
 def make_toy_data(options: Options) -> None:
     """Synthetic data of the smoke runs; nothing happens where it is complete."""
     if options.smoke:
-        write_toy(toy_root(options), TOY)
+        subprocess.run([sys.executable, *DRAW_TOY, f"--root={toy_root(options)}"], check=True)
 
 
 def write_table(table: Table, options: Options) -> str:

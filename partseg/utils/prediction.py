@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from partseg.structures import IGNORE_LABEL
 from partseg.utils import visualize
 from partseg.utils.files import write_atomic
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 BACKGROUND = "background"
 _NO_IMAGE = np.zeros((0, 0, 3), np.uint8)

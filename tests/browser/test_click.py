@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from partseg.utils.words import vocabulary_of_text
+from partseg.vocabulary.words import vocabulary_of_text
 
 pytestmark = pytest.mark.browser
 

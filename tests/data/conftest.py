@@ -48,9 +48,9 @@ def write_pascal(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def pascal_root(write_pascal: Callable[..., Path]) -> Path:
     """Three images per split: a cat (seen, object id 7), a dog (unseen, id 11) and a chair (no parts, id 8)."""
-    from partseg.data.pascal_part import vocabulary
+    from partseg.vocabulary.shipped import shipped
 
-    names = vocabulary()
+    names = shipped("pascal_part_116")
     cat_head, dog_head = names.pairs.index(("cat", "head")), names.pairs.index(("dog", "head"))
 
     def labels(object_id: int, part_id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,11 +3,12 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from partseg.data.ade20k_part import ade20k_part_234, vocabulary
+from partseg.data.ade20k_part import ade20k_part_234
 from partseg.data.mapper import EvalMapper, TrainMapper
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.vocabulary.shipped import shipped
 
-NAMES = vocabulary()
+NAMES = shipped("ade20k_part_234")
 CAR, VAN, CHAIR = (NAMES.object_id(name) for name in ("car", "van", "chair"))
 CAR_DOOR, VAN_DOOR = NAMES.pairs.index(("car", "door")), NAMES.pairs.index(("van", "door"))
 PLAIN = TrainMapper(20, flip_probability=0)

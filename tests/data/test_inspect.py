@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from partseg.data import ade20k_part, partimagenet
 from partseg.data.inspect import Report, inspect
 from partseg.data.inspect_sheet import contact_sheet, tables
-from partseg.data.pascal_part import vocabulary
+from partseg.vocabulary.shipped import shipped
 
 PART, OBJECT = "annotations_detectron2_part", "annotations_detectron2_obj"
 CAT, DOG = 7, 11
-CAT_HEAD, DOG_HEAD = vocabulary().pairs.index(("cat", "head")), vocabulary().pairs.index(("dog", "head"))
+CAT_HEAD, DOG_HEAD = (
+    shipped("pascal_part_116").pairs.index(("cat", "head")),
+    shipped("pascal_part_116").pairs.index(("dog", "head")),
+)
 SQUARE = [[2, 2, 12, 2, 12, 12, 2, 12]]
 
 
@@ -172,7 +174,7 @@ def test_notes_do_not_change_a_score(root: Path):
     assert not report.changes_score
     assert [Path(name).name for name in found(report, "stray file", "all")] == [".DS_Store", "._2008_000001.jpg"]
     assert found(report, "image without a part pixel") == ["2008_000003"]
-    second = vocabulary().object_parts[CAT_HEAD + 1]
+    second = shipped("pascal_part_116").object_parts[CAT_HEAD + 1]
     assert found(report, "class of one pixel in an image") == [f"2008_000004: {second}"]
     assert found(report, "class of one pixel in the split") == [second]
 
@@ -191,7 +193,7 @@ def test_processes_do_not_change_the_report(root: Path):
 
 
 def test_ade_labels(tmp_path: Path, image_writer: Callable[..., None], write_json: Callable[[Path, object], Path]):
-    names, folder = ade20k_part.vocabulary(), tmp_path / "ADE20K-Part-234"
+    names, folder = shipped("ade20k_part_234"), tmp_path / "ADE20K-Part-234"
     car, wheel = names.objects.index("car"), names.pairs.index(("car", "wheel"))
     label = np.full((30, 40), 65535, np.uint16)
     label[2:12, 2:16] = wheel
@@ -233,7 +235,7 @@ def test_partimagenet_annotations(
     assert len(found(report, "image without photo")) == 1
     assert any(f.kind == "part of another object" and f.changes_score for f in report.findings)
     assert any(f.kind == "polygons without an area" and f.count == 1 for f in report.findings)
-    names = partimagenet.vocabulary()
+    names = shipped("partimagenet_40")
     assert report.splits["val"].parts == {names.pairs.index(("tiger", "head")): (1, 100)}
 
 

@@ -7,7 +7,7 @@ from partseg.data.dataset import PartSegDataset
 from partseg.data.mapper import EvalMapper, TrainMapper
 from partseg.data.pascal_part import pascal_part_116
 from partseg.structures import IGNORE_LABEL, Record
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 SIDED = Vocabulary.from_mapping({"robot": ["left arm", "right arm", "head", "left eye"]})
 
@@ -46,7 +46,7 @@ def test_the_official_label_rule_is_pil_then_torch(tmp_path, image_writer, label
 
 
 def test_pictures_without_a_seen_part_are_replaced_where_asked(pascal_root):
-    """Of cat (seen), dog (unseen) and chair (no parts) only the cat is left, whichever is drawn, in the same way twice."""
+    """Of cat (seen), dog (unseen) and chair (no parts) only the cat is left, whichever is drawn."""
     plain, dropping = (
         pascal_part_116(pascal_root, "train", mapper=TrainMapper(24, drop_without_parts=drop), seed=5)
         for drop in (False, True)
@@ -56,7 +56,7 @@ def test_pictures_without_a_seen_part_are_replaced_where_asked(pascal_root):
     assert {sample.name for sample in samples} == {"2008_000001"}
     again = [dropping[i, draw] for i in range(3) for draw in range(4)]
     assert all(torch.equal(a.image, b.image) for a, b in zip(samples, again, strict=True))
-    with pytest.raises(ValueError, match="no image has a part label of the 74 classes in use.*drop_without_parts=false"):
+    with pytest.raises(ValueError, match="no image has a label of the 74 object-parts.*drop_without_parts=false"):
         dropping.subset([1, 2])[0]
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from partseg.data.mapper import TrainMapper
-from partseg.data.partimagenet import partimagenet_40, source, vocabulary
+from partseg.data.partimagenet import partimagenet_40, source
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.vocabulary.shipped import shipped
 
-NAMES = vocabulary()
+NAMES = shipped("partimagenet_40")
 TIGER, JEEP, DUCK = "n02129604", "n03594945", "n01855032"  # seen, unseen, not one of the 40
 CATEGORY = {name: id_ for id_, name in source().categories.items()}
 PLAIN = TrainMapper(40, flip_probability=0)

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from partseg.data.mapper import EvalMapper, TrainMapper
-from partseg.data.pascal_part import pascal_part_116, vocabulary
+from partseg.data.pascal_part import pascal_part_116
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.vocabulary.shipped import shipped
 
 PLAIN = TrainMapper(32, flip_probability=0)
 CAT, DOG, CHAIR = range(3)
@@ -15,7 +16,7 @@ CAT, DOG, CHAIR = range(3)
 
 def test_val_keeps_every_class_and_its_own_size(pascal_root):
     dataset = pascal_part_116(pascal_root, "val", mapper=EvalMapper(32))
-    names = vocabulary()
+    names = shipped("pascal_part_116")
     assert len(dataset) == 3 and dataset.vocabulary.key == names.key
     for index, object_name in ((CAT, "cat"), (DOG, "dog")):
         sample = dataset[index]

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from converters import ade20k
+from converters.conversion import PROVENANCE
 from partseg.data.ade20k_part import ade20k_part_234
-from partseg.data.prepare import ade20k
-from partseg.data.prepare.conversion import PROVENANCE
-from partseg.data.prepare.labels import vocabulary
+from partseg.vocabulary.shipped import shipped
 
 TOOL = Path(__file__).parents[2] / "datasets" / "prepare_ade20k_part.py"
 CAR, DOOR, HANDLE, WHEEL, WINDOW, BUILDING, PERSON, HEAD = 401, 774, 1180, 3035, 3050, 312, 1831, 1206
@@ -72,7 +72,7 @@ def source(tmp_path: Path) -> Path:
 def test_both_real_images_convert(samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     output = tmp_path / "ADE20KPart234"
     run(monkeypatch, samples / "ade20k_full" / "ADE20K_2021_17_01", output, "--link")
-    names = vocabulary("ade20k_part_234")
+    names = shipped("ade20k_part_234")
     shown = {}
     for name in ("ADE_train_00016869", "ADE_train_00016964"):
         label = Image.open(output / f"annotations_detectron2_part/training/{name}.png")
@@ -103,7 +103,7 @@ def test_parts_of_the_two_real_images_lie_in_their_own_class_of_the_release(samp
 def test_ownership_of_parts(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     output = tmp_path / "out"
     run(monkeypatch, source.parent, output)
-    names = vocabulary("ade20k_part_234")
+    names = shipped("ade20k_part_234")
     part = np.asarray(Image.open(output / "annotations_detectron2_part/training/ADE_train_00000001.png"))
 
     def shown(y: int, x: int) -> str:

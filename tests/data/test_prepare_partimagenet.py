@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from converters.conversion import ITEMS, PROVENANCE
 from partseg.data.partimagenet import INDEX_FILE, partimagenet_40
-from partseg.data.prepare.conversion import ITEMS, PROVENANCE
 
 TOOL = Path(__file__).parents[2] / "datasets" / "prepare_partimagenet.py"
 SQUARE = [[2, 2, 12, 2, 12, 12, 2, 12]]

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from converters import pascal
+from converters.conversion import ITEMS, PROVENANCE
 from partseg.data.pascal_part import pascal_part_116
-from partseg.data.prepare import pascal
-from partseg.data.prepare.conversion import ITEMS, PROVENANCE
-from partseg.data.prepare.labels import vocabulary
+from partseg.vocabulary.shipped import shipped
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "datasets" / "prepare_pascal_part.py"
@@ -102,13 +102,11 @@ def arguments(source: Path, output: Path) -> list[object]:
 def test_names_cover_the_original_193_and_all_116():
     assert len(pascal.part_ids()) == 193
     assert set(pascal.part_ids().values()) == set(range(116))
-    assert (
-        vocabulary("pascal_part_116").object_parts[pascal.part_id("train", "cleftside_7", Path("x"))] == "train's side"
-    )
+    assert shipped("pascal_part_116").object_parts[pascal.part_id("train", "cleftside_7", Path("x"))] == "train's side"
 
 
 def test_names_of_the_original_statistics_all_map(samples: Path):
-    labels = vocabulary("pascal_part_116").label_objects
+    labels = shipped("pascal_part_116").label_objects
     lines = (samples / "pascal_part/lists/stat_part_pascal_site.txt").read_text().split("\n")
     entries = [line.replace("#", "").split() for line in lines if line.strip()]
     assert len(entries) > 300
@@ -152,7 +150,7 @@ def test_all_real_annotations_convert_without_voc_masks(samples: Path, tmp_path:
 def test_layout_and_counts(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     output = tmp_path / "out part"
     run(monkeypatch, *arguments(source, output), "--clip-to-voc")
-    names = vocabulary("pascal_part_116")
+    names = shipped("pascal_part_116")
     part = np.asarray(Image.open(output / "annotations_detectron2_part/val/2008_000002.png"))
     obj = np.asarray(Image.open(output / "annotations_detectron2_obj/val/2008_000002.png"))
     assert names.object_parts[part[6, 6]] == "cow's eye" and names.object_parts[part[9, 9]] == "cow's head"
@@ -172,7 +170,7 @@ def test_without_masks_a_later_instance_lies_on_top():
     cow, dog = rectangle(5, 5, 30, 25), rectangle(10, 20, 35, 50)
     objects = [pascal.PascalObject("cow", cow, (("torso", cow),)), pascal.PascalObject("dog", dog, (("head", dog),))]
     obj, part = pascal.label_maps(objects, (40, 60), None, Path("x"))
-    names = vocabulary("pascal_part_116")
+    names = shipped("pascal_part_116")
     assert names.object_parts[part[20, 22]] == "dog's head" and names.label_objects[obj[20, 22]] == "dog"
     assert names.object_parts[part[7, 7]] == "cow's torso"
 

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from partseg.data.toy import scene, writer
-from partseg.data.toy.palette import Palette
-from partseg.data.toy.scene import BUILDERS, SceneArtist
-from partseg.data.toy.shapes import NO_LABEL, Canvas, Paint, Shape, box, ellipse
-from partseg.data.toy.writer import ToyOptions, is_complete, stem_of, write_toy
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.shipped import shipped
+from toy_world import scene, writer
+from toy_world.palette import Palette
+from toy_world.scene import BUILDERS, SceneArtist
+from toy_world.shapes import NO_LABEL, Canvas, Paint, Shape, box, ellipse
+from toy_world.writer import ToyOptions, is_complete, stem_of, write_toy
 
-VOCABULARY = Vocabulary.from_yaml(Path(writer.__file__).parents[1] / "vocabularies" / "pascal_part_116.yaml")
+DRAW = Path(writer.__file__).parents[1] / "draw_toy.py"
+VOCABULARY = shipped("pascal_part_116")
 SMALL = ToyOptions(num_train=16, num_val=3, size=64)
 
 
@@ -208,7 +209,7 @@ def test_options_say_what_is_allowed(bad):
 
 
 def test_command_line(tmp_path):
-    command = [sys.executable, "-m", "partseg.data.toy", "--root", str(tmp_path / "toy"), "--num-train", "2"]
+    command = [sys.executable, str(DRAW), "--root", str(tmp_path / "toy"), "--num-train", "2"]
     command += ["--num-val", "1", "--size", "32"]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "2 training and 1 validation images, written" in first.stdout

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from partseg.data.pascal_part import vocabulary
 from partseg.engine.benchmark.inputs import random_batch, random_sample
 from partseg.engine.benchmark.measure import Case, training_step, vocabulary_of
 from partseg.engine.benchmark.memory import saved_bytes
@@ -14,10 +13,11 @@ from partseg.engine.benchmark.timing import Stopwatch, interleave
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.utils.config import compose
 from partseg.utils.files import json_bytes
+from partseg.vocabulary.shipped import shipped
 
 
 def test_labels_are_like_real_ones():
-    names = vocabulary()
+    names = shipped("pascal_part_116")
     counts = []
     for seed in range(20):
         sample = random_sample(names, image_size=352, label_size=(375, 500), seed=seed)
@@ -31,7 +31,7 @@ def test_labels_are_like_real_ones():
 
 
 def test_batches_repeat():
-    first, again = (random_batch(vocabulary(), batch_size=2, image_size=64) for _ in range(2))
+    first, again = (random_batch(shipped("pascal_part_116"), batch_size=2, image_size=64) for _ in range(2))
     assert torch.equal(first.object_part, again.object_part) and not torch.equal(first.images[0], first.images[1])
 
 

@@ -10,7 +10,7 @@ from partseg.engine import checkpoint
 from partseg.engine.checkpoint import Checkpoints, load, resolve, restore
 from partseg.engine.ema import Ema
 from partseg.engine.optim import adamw
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 @pytest.fixture

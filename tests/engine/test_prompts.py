@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from partseg.data.pascal_part import vocabulary
 from partseg.engine.benchmark.inputs import random_batch
 from partseg.engine.prompts import PromptSampling
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.vocabulary.shipped import shipped
 
-NAMES = vocabulary().seen_subset()
+NAMES = shipped("pascal_part_116").seen_subset()
 
 
 def named(labels, names, ignore="none"):

@@ -27,7 +27,7 @@ from partseg.losses.criterion import Criterion
 from partseg.losses.pixel import ObjectBCE, ObjectPartBCE
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Outputs, Record, Sample
 from partseg.utils import distributed
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 SIZE = 16
 DEFAULTS = {

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, EvalBatch, Outputs, Sample, TextFeatures, stack_images
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from partseg.evaluation.predictor import Predictor
 from partseg.evaluation.protocols import OracleObj, PredAll, PredAllStrict
 from partseg.evaluation.runner import run
 from partseg.utils import distributed
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 def count() -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from partseg.evaluation.baselines import label_with, most_frequent_parts
 from partseg.evaluation.evaluator import Evaluator
 from partseg.evaluation.protocols import OracleObj
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Sample
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 VOCABULARY = Vocabulary.from_mapping({"dog": ["head", "leg"], "cup": ["rim", "body"], "fork": ["tine", "handle"]})
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import binary_erosion
 
 from partseg.evaluation import boundary, metrics
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 def random_labels(rng, height, width, num_classes):

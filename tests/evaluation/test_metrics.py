@@ -5,7 +5,7 @@ import pytest
 
 from partseg.evaluation import metrics
 from partseg.evaluation.metrics import AVERAGINGS
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 def loop_iou(truth, labels, num_classes):

@@ -10,7 +10,7 @@ from partseg.evaluation.labels import Choice, ScoreReader, own_parts
 from partseg.evaluation.protocols import OracleObj, OracleObjSubstring, PredAll, PredAllStrict, PredObj
 from partseg.evaluation.runner import process_image
 from partseg.structures import IGNORE_LABEL, Scores
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 B = 8  # background id of the small vocabulary (K)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from partseg.evaluation.setting import dataset_name, evaluation_vocabulary
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 OWN = {"trained_on": "animals", "dataset": "animals"}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Batch, DecoderAttention, Outputs
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 GRID = (4, 5)
 CELL = 4

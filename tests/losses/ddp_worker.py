@@ -14,7 +14,7 @@ from partseg.losses.criterion import Criterion
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Batch, DecoderAttention, Outputs
 from partseg.utils import distributed
 from partseg.utils.config import config_dir, instantiate
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 GRID, SIZE, IMAGES, STEPS = (4, 4), 16, 4, 3
 VOCABULARY = Vocabulary.from_mapping({"dog": ["head", "leg", "tail"], "car": ["wheel", "door"]})

@@ -7,7 +7,7 @@ from partseg.models.backbone import ClipBackbone
 from partseg.models.clipseg import ClipSeg
 from partseg.models.decoder import DecoderShape
 from partseg.models.part_clipseg import PartClipSeg
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 SHAPE = DecoderShape(width=64, heads=4, hidden=96)
 

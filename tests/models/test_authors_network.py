@@ -13,9 +13,10 @@ import torch.nn.functional as F
 import yaml
 
 from partseg.models.convert import to_part_clipseg
-from partseg.utils.words import SHIPPED, as_vocabulary
+from partseg.vocabulary.shipped import shipped_names
+from partseg.vocabulary.words import as_vocabulary
 
-FOLDER = "partseg/data/vocabularies"
+FOLDER = "partseg/vocabulary/lists"
 
 
 class AuthorsOrder:
@@ -126,7 +127,7 @@ def published_classes(root, name: str) -> tuple[list[str], dict[str, str]]:
     return [f"{owner}'s {part}" for owner, part in data["object_parts"]], data.get("prompt_names") or {}
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", shipped_names())
 def test_object_part_logits_with_the_authors_order_of_names(root, build_part_clipseg, name):
     model = build_part_clipseg(official_object_text_index=True).double().eval()
     classes, spelling = published_classes(root, name)

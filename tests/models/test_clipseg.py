@@ -14,7 +14,8 @@ from partseg.models.clipseg import ClipSeg
 from partseg.models.convert import load_weights
 from partseg.models.decoder import DecoderShape
 from partseg.text.encoder import tokenize
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.shipped import shipped
 
 transformers = pytest.importorskip("transformers")
 VOCABULARY = Vocabulary.from_mapping({"dog": ["head", "tail"], "pottedplant": ["plant"]})
@@ -118,7 +119,7 @@ def reference_tokenizer(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["pascal_part_116", "ade20k_part_234", "partimagenet_40"])
 def test_token_ids_equal_transformers_for_every_class(root, reference_tokenizer, name):
-    vocabulary = Vocabulary.from_yaml(root / f"partseg/data/vocabularies/{name}.yaml")
+    vocabulary = shipped(name)
     prompts = [p for level in ("object_part", "object", "part") for p in vocabulary.prompts(level)]
     prompts += vocabulary.prompts("object_part", "a photo of a {}.")
     tokens = tokenize(open_clip.tokenizer.SimpleTokenizer(), prompts, context_length=77)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from partseg.models.export import ImageBranch
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 @pytest.mark.parametrize("builder", ["build_part_clipseg", "build_clipseg"])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from partseg.models.backbone import ClipBackbone
 from partseg.models.part_clipseg import PartClipSeg
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 def loop_over_pairs(model, images, vocabulary, official):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from partseg.data.toy.writer import ToyOptions, write_toy
 from partseg.engine.checkpoint import Checkpoints
 from partseg.engine.run import plain
 from partseg.utils.config import compose, instantiate
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
+from toy_world.writer import ToyOptions, write_toy
 
 TOOL = Path(__file__).parents[2] / "tools" / "attention_maps.py"
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from partseg.data.toy.writer import ToyOptions, write_toy
 from partseg.engine.run import plain
 from partseg.utils.config import compose
+from toy_world.writer import ToyOptions, write_toy
 
 OWN_ROWS = ("ours", "recipe=official", "train_text_embeddings", "renormalise")  # not among the authors' choices
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from partseg.data.toy.writer import ToyOptions, write_toy
 from partseg.models.convert import load_weights
 from partseg.utils.config import compose, instantiate
+from toy_world.writer import ToyOptions, write_toy
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "real_smoke.sh"

@@ -14,8 +14,8 @@ from PIL import Image
 
 from partseg.data import catalog
 from partseg.data.mapper import TrainMapper
-from partseg.data.toy.writer import ToyOptions, write_toy
 from partseg.utils.config import compose, instantiate
+from toy_world.writer import ToyOptions, write_toy
 
 ROOT = Path(__file__).parents[2]
 

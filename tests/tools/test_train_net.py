@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from partseg.data.toy.writer import ToyOptions, write_toy
 from partseg.engine.checkpoint import load
+from toy_world.writer import ToyOptions, write_toy
 
 SMALL = [
     "debug=smoke", "launch.num_gpus=0", "model.image_size=64", "train.batch_size=2", "train.iterations=2",

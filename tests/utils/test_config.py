@@ -77,7 +77,7 @@ def test_instantiate_gives_plain_containers_and_the_original_error():
     node = OmegaConf.create({"layers": [{"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}]})
     built = config.instantiate(node)
     assert type(built) is dict and type(built["layers"]) is list and isinstance(built["layers"][0], torch.nn.Linear)
-    vocabulary = {"_target_": "partseg.vocabulary.Vocabulary.from_mapping", "mapping": {"dog": []}}
+    vocabulary = {"_target_": "partseg.vocabulary.names.Vocabulary.from_mapping", "mapping": {"dog": []}}
     with pytest.raises(ValueError, match="^vocabulary entry 'dog' needs"):
         config.instantiate(vocabulary)
     with pytest.raises(ValueError, match="layers.0..in_featres.*did you mean 'in_features'"):

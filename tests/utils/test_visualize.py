@@ -11,7 +11,7 @@ from PIL import Image
 import partseg
 from partseg.structures import IGNORE_LABEL
 from partseg.utils.visualize import color_of, legend, overlay, save_png, tile
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 GREY = np.full((8, 10, 3), 100, np.uint8)
 
@@ -23,7 +23,7 @@ def test_colour_depends_on_the_name_alone_and_is_pinned():
 
 
 def test_parts_of_one_object_can_be_told_apart():
-    folder = Path(partseg.__file__).parent / "data" / "vocabularies"
+    folder = Path(partseg.__file__).parent / "vocabulary" / "lists"
     closest = []
     for name in ("pascal_part_116", "ade20k_part_234", "partimagenet_40"):
         vocabulary = Vocabulary.from_yaml(folder / f"{name}.yaml")

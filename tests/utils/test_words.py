@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from partseg.utils.words import as_vocabulary, vocabulary_of_text
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.words import as_vocabulary, vocabulary_of_text
 
 PAIRS = (("dog", "head"), ("dog", "tail"), ("car", "wheel"))
 

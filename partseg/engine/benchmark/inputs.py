@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Batch, Sample
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 OBJECTS_PER_IMAGE = 3
 LARGEST_PARTS = 6

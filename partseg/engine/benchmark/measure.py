@@ -5,7 +5,6 @@ Peaks of memory are measured in a child process each, because an allocator does 
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +29,8 @@ from partseg.engine.run import plain
 from partseg.models.cost import made_up_vocabulary
 from partseg.utils import env
 from partseg.utils.config import instantiate
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.shipped import shipped
 
 MODES = ("all", "train", "eval", "memory", "data")
 STEPS_FOR_PEAK = 3
@@ -95,10 +95,7 @@ def vocabulary_of(config: DictConfig, num_classes: int | None, *, training: bool
     if num_classes is not None:
         return made_up_vocabulary(num_classes)
     node = config.dataset if training else config.eval_dataset
-    module = importlib.import_module(node._target_.rpartition(".")[0])
-    if not hasattr(module, "vocabulary"):
-        raise ValueError(f"{module.__name__} has no vocabulary() to take names from; give bench.classes=[116]")
-    full: Vocabulary = module.vocabulary()
+    full = shipped(node.vocabulary)
     all_seen = "all_seen" in node and node.all_seen
     return full.seen_subset() if training and not all_seen else full
 

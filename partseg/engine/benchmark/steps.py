@@ -18,7 +18,7 @@ from partseg.evaluation.runner import process_image
 from partseg.losses.criterion import Criterion, check_finite
 from partseg.losses.term import LossInputs, Term
 from partseg.structures import Batch, Sample
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 
 class TrainStep:

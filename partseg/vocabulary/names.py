@@ -269,7 +269,7 @@ class Vocabulary:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Vocabulary:
-        """Read `partseg/data/vocabularies/*.yaml`, or a user's file: either the full form or a plain mapping."""
+        """Read one of the shipped lists, or a user's file: either the full form or a plain mapping."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no vocabulary file {path}")

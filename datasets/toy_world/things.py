@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from partseg.data.toy.shapes import Color, Paint, Shape, box, cloud, ellipse, limb, pick, polygon, rounded, shade, strip
+from toy_world.shapes import Color, Paint, Shape, box, cloud, ellipse, limb, pick, polygon, rounded, shade, strip
 
 _GLASSES: tuple[Color, ...] = ((40, 110, 62), (130, 70, 30), (70, 130, 200), (210, 60, 50), (225, 225, 220))
 _CAPS: tuple[Color, ...] = ((220, 50, 50), (240, 200, 60), (240, 240, 240), (40, 60, 140))

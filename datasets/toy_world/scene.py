@@ -9,11 +9,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from partseg.data.toy import creatures, figures, machines, things, vehicles
-from partseg.data.toy.backdrop import draw_backdrop, draw_foreground
-from partseg.data.toy.palette import Palette
-from partseg.data.toy.shapes import NO_LABEL, Canvas, Points, Shape, bounds, placed
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
+from toy_world import creatures, figures, machines, things, vehicles
+from toy_world.backdrop import draw_backdrop, draw_foreground
+from toy_world.palette import Palette
+from toy_world.shapes import NO_LABEL, Canvas, Points, Shape, bounds, placed
 
 Builder = Callable[[np.random.Generator], list[Shape]]
 

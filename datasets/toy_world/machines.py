@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from partseg.data.toy.shapes import (
+from toy_world.shapes import (
     Color,
     Paint,
     Points,
@@ -20,7 +20,7 @@ from partseg.data.toy.shapes import (
     shade,
     strip,
 )
-from partseg.data.toy.vehicles import GLASS, LAMP, METAL, TIRE
+from toy_world.vehicles import GLASS, LAMP, METAL, TIRE
 
 _LIVERIES: tuple[Color, ...] = ((52, 110, 70), (176, 44, 44), (44, 80, 150), (216, 150, 44), (150, 152, 160))
 _FRAMES: tuple[Color, ...] = (

@@ -6,10 +6,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from converters.conversion import Item
+from converters.labels import check_size, photo_size
 from partseg.data import io, partimagenet
-from partseg.data.prepare.conversion import Item
-from partseg.data.prepare.labels import check_size, photo_size
 from partseg.utils.files import json_bytes
+from partseg.vocabulary.shipped import shipped
 
 TOOL_VERSION = 1
 
@@ -42,7 +43,7 @@ def make_jobs(root: Path, split: str) -> tuple[list[SelectionJob], dict[str, int
     Training lists all 40 classes; hiding the unseen ones is the loader's work. Raises when a photo is missing.
     """
     path = partimagenet.find_annotations(root, split)
-    data, names, labels = io.read_coco(path), partimagenet.source(), partimagenet.vocabulary()
+    data, names, labels = io.read_coco(path), partimagenet.source(), shipped("partimagenet_40")
     stems = io.coco_stems(data, path)
     kept = {key: stem for key, stem in stems.items() if partimagenet.synset_of(stem) in names.synsets}
     if not kept:

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from partseg.data.toy.scene import SceneArtist
-from partseg.data.toy.shapes import NO_LABEL
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.shipped import shipped
+from toy_world.scene import SceneArtist
+from toy_world.shapes import NO_LABEL
 
 VERSION = 5
 """Raised whenever the same options give other pictures; a set of another version is not reused."""
@@ -26,7 +27,6 @@ VERSION = 5
 SPLITS = ("train", "val")
 SHOTS = 16
 
-_NAMES = Path(__file__).parents[1] / "vocabularies" / "pascal_part_116.yaml"
 _PART_DIR, _OBJECT_DIR = "annotations_detectron2_part", "annotations_detectron2_obj"
 
 
@@ -134,7 +134,7 @@ def _draw_all(folder: Path, options: ToyOptions, *, progress: Callable[[int, int
     for part in ("images", _PART_DIR, _OBJECT_DIR):
         for split in SPLITS:
             (folder / part / split).mkdir(parents=True)
-    vocabulary = Vocabulary.from_yaml(_NAMES)
+    vocabulary = shipped("pascal_part_116")
     artist = SceneArtist(vocabulary, size=options.size)
     written: list[_Written] = []
     for split in SPLITS:
@@ -204,7 +204,7 @@ def _provenance(options: ToyOptions, written: list[_Written], vocabulary: Vocabu
     }
     return {
         "synthetic": True,
-        "note": "Drawn by partseg.data.toy. Scores on it say nothing about Pascal-Part-116.",
+        "note": "Drawn by datasets/draw_toy.py. Scores on it say nothing about Pascal-Part-116.",
         "options": _provenance_options(options),
         "images": {split: options.count(split) for split in SPLITS},
         "images_per_object_part": images_with,

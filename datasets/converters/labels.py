@@ -5,17 +5,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import yaml
 from PIL import Image
 
+from converters.conversion import Item
 from partseg.data.io import read_image
-from partseg.data.prepare.conversion import Item
-from partseg.vocabulary import Vocabulary
 
 
 def png_bytes(labels: np.ndarray) -> bytes:
@@ -53,17 +50,6 @@ def label_counts(items: Sequence[Item], split: str, level: str, suffix: str) -> 
     return json.dumps({f"{item.name}{suffix}": item.classes[level] for item in items if item.split == split}).encode()
 
 
-@lru_cache(maxsize=4)
-def vocabulary(name: str) -> Vocabulary:
-    """One of the shipped vocabularies."""
-    with resources.as_file(_shipped(name)) as path:
-        return Vocabulary.from_yaml(path)
-
-
-def shipped_yaml(name: str) -> dict:
-    """A shipped map of raw names or ids."""
-    return yaml.safe_load(_shipped(name).read_text(encoding="utf-8"))
-
-
-def _shipped(name: str) -> resources.abc.Traversable:  # type: ignore[name-defined]
-    return resources.files("partseg.data") / "vocabularies" / f"{name}.yaml"
+def raw_names(name: str) -> dict:
+    """A map from raw names or ids to ours, from the YAML file of that name beside this file."""
+    return yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8"))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import colorsys
 from dataclasses import replace
 
-from partseg.data.toy.shapes import Color, Shape
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
+from toy_world.shapes import Color, Shape
 
 PART_SHARE, OBJECT_SHARE = 0.65, 0.25
 """How much of a part's colour its name and its object decide; the rest is the drawing's own (coat, paint, cloth)."""
@@ -34,11 +34,12 @@ class Palette:
             red, green, blue = (PART_SHARE * p + OBJECT_SHARE * o + rest * c for p, o, c in zip(part, obj, own))
             return red, green, blue
 
-        return replace(shape, paint=replace(shape.paint, color=mixed(shape.paint.color), accent=mixed(shape.paint.accent)))
+        paint = replace(shape.paint, color=mixed(shape.paint.color), accent=mixed(shape.paint.accent))
+        return replace(shape, paint=paint)
 
 
 def _spread(index: int, offset: float) -> Color:
-    """Colour number `index` of a sequence without end: hue, saturation and value by Roberts' R3, which fills a cube evenly."""
+    """Colour number `index` of a sequence without end, by Roberts' R3, which fills the cube of colours evenly."""
     hue, saturation, value = ((index * step + offset) % 1 for step in (0.8191725, 0.6710436, 0.5497005))
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.55 + 0.4 * saturation, 0.4 + 0.58 * value)
     return 255 * red, 255 * green, 255 * blue

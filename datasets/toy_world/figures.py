@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from partseg.data.toy.shapes import (
+from toy_world.shapes import (
     Color,
     Paint,
     Shape,

@@ -16,9 +16,10 @@ from typing import Literal
 import numpy as np
 from scipy.io import loadmat
 
+from converters.conversion import Item, Output
+from converters.labels import check_size, ids_in, photo_size, png_bytes, raw_names
 from partseg.data.io import read_label
-from partseg.data.prepare.conversion import Item, Output
-from partseg.data.prepare.labels import check_size, ids_in, photo_size, png_bytes, shipped_yaml, vocabulary
+from partseg.vocabulary.shipped import shipped
 
 TOOL_VERSION = 1
 NONE = 255
@@ -53,10 +54,10 @@ class PascalObject:
 @lru_cache(maxsize=1)
 def part_ids() -> dict[tuple[str, str], int]:
     """(VOC class, original part name, its number replaced by `*`) -> object-part label."""
-    ids = {pair: i for i, pair in enumerate(vocabulary("pascal_part_116").pairs)}
+    ids = {pair: i for i, pair in enumerate(shipped("pascal_part_116").pairs)}
     return {
         (obj, raw): ids[obj, part]
-        for obj, parts in shipped_yaml("pascal_part_raw_names")["parts"].items()
+        for obj, parts in raw_names("pascal_part_raw_names")["parts"].items()
         for part, raw_names in parts.items()
         for raw in raw_names
     }
@@ -65,8 +66,8 @@ def part_ids() -> dict[tuple[str, str], int]:
 @lru_cache(maxsize=1)
 def object_ids() -> dict[str, int]:
     """Class name in .mat files -> object label."""
-    ids = {name: i for i, name in enumerate(vocabulary("pascal_part_116").label_objects)}
-    aliases = shipped_yaml("pascal_part_raw_names")["object_aliases"]
+    ids = {name: i for i, name in enumerate(shipped("pascal_part_116").label_objects)}
+    aliases = raw_names("pascal_part_raw_names")["object_aliases"]
     return {**ids, **{alias: ids[name] for alias, name in aliases.items()}}
 
 
@@ -98,7 +99,7 @@ def part_id(obj: str, raw: str, path: Path) -> int:
         known = sorted(r for o, r in part_ids() if o == obj)
         raise ValueError(
             f"{path}: part {raw!r} of {obj!r} is in no Pascal-Part-116 class; {obj!r} has {known} "
-            f"(edit partseg/data/vocabularies/pascal_part_raw_names.yaml)"
+            f"(edit datasets/converters/pascal_part_raw_names.yaml)"
         )
     return part_ids()[key]
 
@@ -111,7 +112,7 @@ def label_maps(
     With `mask` (VOC classes 1..20, 0 and 255 elsewhere) it alone says which object a pixel shows. Without, later
     instances lie on earlier ones. Objects of which no part is labelled get no object label either.
     """
-    names = vocabulary("pascal_part_116")
+    names = shipped("pascal_part_116")
     if mask is None:
         object_map, part_map = _painted(objects, shape, path)
     else:
@@ -127,7 +128,7 @@ def label_maps(
 
 
 def _painted(objects: Sequence[PascalObject], shape: tuple[int, int], path: Path) -> tuple[np.ndarray, np.ndarray]:
-    names = vocabulary("pascal_part_116").label_objects
+    names = shipped("pascal_part_116").label_objects
     object_map, part_map = np.full((2, *shape), NONE, np.uint8)
     for obj in objects:
         label = _object_id(obj.name, path)

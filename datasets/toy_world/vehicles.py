@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from partseg.data.toy.shapes import Color, Paint, Shape, box, ellipse, pick, polygon, rounded, shade
+from toy_world.shapes import Color, Paint, Shape, box, ellipse, pick, polygon, rounded, shade
 
 GLASS = Paint((150, 190, 214))
 TIRE = Paint((36, 36, 40))

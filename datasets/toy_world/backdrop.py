@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from partseg.data.toy.shapes import Canvas, Color, Paint, Shape, box, cloud, ellipse, limb, pick, polygon, shade
+from toy_world.shapes import Canvas, Color, Paint, Shape, box, cloud, ellipse, limb, pick, polygon, shade
 
 _SKIES: tuple[Color, ...] = ((150, 190, 230), (200, 206, 212), (236, 190, 150), (110, 130, 160))
 _GROUNDS: tuple[Color, ...] = ((96, 136, 66), (150, 132, 96), (120, 120, 124), (206, 188, 142), (226, 230, 236))

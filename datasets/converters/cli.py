@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from converters.conversion import PROVENANCE
 from partseg.data.io import files_by_stem
-from partseg.data.prepare.conversion import PROVENANCE
 from partseg.utils.parallel import default_processes
 
 INTERRUPTED = 130
@@ -78,8 +78,8 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         main()
     except (ValueError, FileNotFoundError, FileExistsError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)

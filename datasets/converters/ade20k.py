@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from converters.conversion import Item, Output
+from converters.labels import check_size, ids_in, photo_size, png_bytes, raw_names
 from partseg.data.io import read_label
-from partseg.data.prepare.conversion import Item, Output
-from partseg.data.prepare.labels import check_size, ids_in, photo_size, png_bytes, shipped_yaml, vocabulary
 from partseg.structures import IGNORE_LABEL
 from partseg.utils.files import json_bytes
+from partseg.vocabulary.shipped import shipped
 
 TOOL_VERSION = 1
 PART_FOLDER = "annotations_detectron2_part"
@@ -62,11 +63,11 @@ class Node:
 @lru_cache(maxsize=1)
 def raw_ids() -> RawIds:
     """The shipped map of class numbers."""
-    names = vocabulary("ade20k_part_234")
+    names = shipped("ade20k_part_234")
     pairs = {pair: i for i, pair in enumerate(names.pairs)}
     objects: dict[int, int] = {}
     parts: dict[tuple[int, int], int] = {}
-    for name, entry in shipped_yaml("ade20k_raw_ids").items():
+    for name, entry in raw_names("ade20k_raw_ids").items():
         label = names.label_objects.index(name)
         objects.update(dict.fromkeys(entry["ids"], label))
         parts.update({(label, raw): pairs[name, part] for part, numbers in entry["parts"].items() for raw in numbers})
@@ -170,7 +171,7 @@ def instance_json(items: Sequence[Item], split: str) -> bytes:
         images.append({"id": image_id, **{key: entry[key] for key in ("file_name", "height", "width")}})
         for instance in entry["instances"]:  # type: ignore[attr-defined]
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **instance})
-    categories = [{"id": i, "name": name} for i, name in enumerate(vocabulary("ade20k_part_234").label_objects)]
+    categories = [{"id": i, "name": name} for i, name in enumerate(shipped("ade20k_part_234").label_objects)]
     return json_bytes({"images": images, "annotations": annotations, "categories": categories})
 
 

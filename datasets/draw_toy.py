@@ -1,4 +1,4 @@
-"""`python -m partseg.data.toy --root data/ToyPascalPart116`: draw the synthetic set, or keep the one that is there."""
+"""`python datasets/draw_toy.py --root data/ToyPascalPart116`: draw the synthetic set, or keep the one that is there."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from partseg.data.toy.writer import ToyOptions, is_complete, write_toy
+from toy_world.writer import ToyOptions, is_complete, write_toy
 
 
 def main() -> int:
     defaults = ToyOptions()
-    parser = argparse.ArgumentParser(prog="python -m partseg.data.toy", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python datasets/draw_toy.py", description=__doc__)
     parser.add_argument("--root", default="data/ToyPascalPart116", help="folder of the set (default: %(default)s)")
     parser.add_argument("--num-train", type=int, default=defaults.num_train, help="training images (%(default)s)")
     parser.add_argument("--num-val", type=int, default=defaults.num_val, help="validation images (%(default)s)")

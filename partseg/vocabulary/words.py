@@ -7,11 +7,10 @@ from pathlib import Path
 
 import yaml
 
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.shipped import shipped, shipped_names
 
 VocabularyLike = Vocabulary | Mapping[str, object] | str | Path
-
-SHIPPED = ("pascal_part_116", "ade20k_part_234", "partimagenet_40")
 
 EXAMPLE = "dog: head, tail"
 
@@ -34,21 +33,24 @@ def as_vocabulary(words: VocabularyLike) -> Vocabulary:
 def vocabulary_of_text(text: str) -> Vocabulary:
     """As `as_vocabulary`, but text is never taken for a file name: safe for what strangers type."""
     name = text.strip()
-    if name in SHIPPED:
-        return Vocabulary.from_yaml(Path(__file__).parents[1] / "data" / "vocabularies" / f"{name}.yaml")
+    if name in shipped_names():
+        return shipped(name)
     return _from_data(_parse(text, "the vocabulary"), name="custom")
 
 
 def _from_data(words: object, *, name: str) -> Vocabulary:
     if not isinstance(words, Mapping):
-        raise ValueError(f'the vocabulary must map objects to their parts, for example "{EXAMPLE}"; got {words!r:.80}')
+        raise ValueError(
+            f'the vocabulary must map objects to their parts, for example "{EXAMPLE}", or be one of '
+            f"{', '.join(shipped_names())}; got {words!r:.80}"
+        )
     return Vocabulary.from_mapping({_name(key): _parts(key, parts) for key, parts in words.items()}, name=name)
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
     """A YAML file in the full form of the shipped vocabularies, or a plain mapping."""
     if not path.is_file():
-        raise FileNotFoundError(f"no vocabulary file {path}; shipped vocabularies are {', '.join(SHIPPED)}")
+        raise FileNotFoundError(f"no vocabulary file {path}; shipped vocabularies are {', '.join(shipped_names())}")
     data = _parse(path.read_text(encoding="utf-8"), str(path))
     if isinstance(data, Mapping) and "object_parts" in data:
         return Vocabulary.from_yaml(path)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from partseg.data.toy.shapes import (
+from toy_world.shapes import (
     Color,
     Paint,
     Pattern,

@@ -1,0 +1,1 @@
+"""Names of objects, parts and object-parts: the frozen vocabulary, the shipped ones, and words as people write them."""
