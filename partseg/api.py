@@ -21,13 +21,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from partseg.data.images import ImageLike, Photo, read_photo
-from partseg.data.transforms import Geometry, to_tensor
 from partseg.engine import checkpoint as checkpoints
 from partseg.evaluation.labels import ScoreReader
 from partseg.evaluation.predictor import Predictor, PreparedPredictor
 from partseg.evaluation.protocols import OracleObj, PredAll
-from partseg.losses.attention_maps import MaskAttention, masked_attention
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Sample, Scores
+from partseg.geometry import Geometry, to_tensor
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.structures import Sample, Scores
+from partseg.systems.part_clipseg.attention_maps import MaskAttention, masked_attention
 from partseg.utils.prediction import Prediction
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.words import VocabularyLike, as_vocabulary

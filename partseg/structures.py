@@ -1,46 +1,64 @@
 """The typed things that travel between layers; every file below agrees on these and nothing else.
 
-Shape legend, used in all model, loss and evaluation files:
-    B images, H W network size, h w label size, K object-part classes, O objects with parts, P part names,
-    E prompts (P parts, then O objects, then background), T image tokens without CLS, D channels.
+Shape legend, used in all system, loss and evaluation files:
+    B images, H W network size, h w label size, K object-part classes, O objects with parts, P part names, N instances,
+    T image tokens without CLS, D channels.
 The label levels are called `object_part`, `object` and `part` everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-IGNORE_LABEL = 65535
-"""Nothing is known about this pixel (void, unseen in training, no part label): no loss, no score."""
+from partseg.geometry import Region, Size
+from partseg.labels import IGNORE_LABEL
+from partseg.vocabulary.names import Vocabulary
 
-BACKGROUND_LABEL = 65534
-"""Object maps only: the pixel is known to carry none of the vocabulary's objects."""
+InstanceLevel = Literal["object_part", "object"]
+INSTANCE_LEVELS: tuple[InstanceLevel, ...] = ("object_part", "object")
 
 
 @dataclass(frozen=True)
-class Instance:
-    """One annotated object of a record: its object id and its mask as COCO segmentation (polygons or RLE)."""
+class Annotation:
+    """One annotated thing of a record.
 
-    object_id: int
-    segmentation: object
+    `label` is an object-part id, or for objects the position in `label_objects`, which holds objects without parts too.
+    `segmentation` is COCO's (polygons or RLE); `box` (left, top, right, bottom in pixels) stands in where there is none.
+    `parent` is the position of the part's object among the record's annotations. `score` is that of a pseudo label.
+    """
+
+    level: InstanceLevel
+    label: int
+    segmentation: object = None
+    box: tuple[float, float, float, float] | None = None
+    parent: int | None = None
+    score: float | None = None
     counted: bool = True
     """False for instances that a test list leaves out (seen objects of training images in ADE20K-Part-234)."""
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """What a referring expression means in a record: its wordings and the mask (COCO segmentation) that all of them name."""
+
+    texts: tuple[str, ...]
+    segmentation: object
 
 
 @dataclass(frozen=True)
 class Record:
     """One image of a data set, in detectron2's words; paths are absolute or relative to the working directory.
 
-    `object_part_file_name` / `object_file_name` are label PNGs; `polygons` (object-part id, COCO segmentation) replace
-    the part PNG in data sets that store polygons; `instances` replace the object PNG in data sets that store them.
-    Ids in files are the data set's own: the mapper translates them with the vocabulary. Ids in `polygons` and
-    `instances` are object-part and object ids of the label vocabulary. `label_bits`, of both PNGs, is 8 (255 means
-    none) or 16 (65535 means none).
+    `object_part_file_name` / `object_file_name` are label PNGs in the data set's own ids, `label_bits` deep: 8 (255 means
+    none) or 16 (65535 means none); the mapper translates them with the vocabulary. Where there is no PNG of a level its
+    map is painted from `annotations`, later ones on top; object parts without objects imply their owners. `image_labels`
+    are `label_objects` known to be somewhere in the image. An unlabelled image has none of all these.
     """
 
     image_id: str
@@ -49,19 +67,54 @@ class Record:
     width: int | None = None
     object_part_file_name: str | None = None
     object_file_name: str | None = None
-    polygons: tuple[tuple[int, object], ...] | None = None
-    instances: tuple[Instance, ...] | None = None
+    annotations: tuple[Annotation, ...] | None = None
+    image_labels: tuple[int, ...] = ()
+    phrases: tuple[Phrase, ...] = ()
     label_bits: int = 8
+
+    def of_level(self, level: InstanceLevel) -> list[Annotation]:
+        """Annotations of one level, in file order."""
+        return [a for a in self.annotations or () if a.level == level]
+
+
+@dataclass(frozen=True)
+class Instances:
+    """Annotated instances in a picture: boxes (left, top, right, bottom) and masks at the picture's size.
+
+    `level` indexes INSTANCE_LEVELS, `label` is as in `Annotation`, `parent` the position of the object of a part among
+    these instances or -1. `has_mask` is false where only a box is known; its mask is empty then.
+    """
+
+    masks: Bool[Tensor, "N h w"]
+    boxes: Float[Tensor, "N 4"]
+    level: Int[Tensor, " N"]
+    label: Int[Tensor, " N"]
+    parent: Int[Tensor, " N"]
+    has_mask: Bool[Tensor, " N"]
+    counted: Bool[Tensor, " N"]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def select(self, kept: Bool[Tensor, " N"]) -> Instances:
+        """The instances where `kept` is true; parents that are left out become -1."""
+        place = torch.where(kept, kept.long().cumsum(0) - 1, -1)
+        parent = torch.where(self.parent >= 0, place[self.parent.clamp(min=0)], -1)
+        chosen = {f.name: getattr(self, f.name)[kept] for f in fields(self)}
+        return Instances(**{**chosen, "parent": parent[kept]})
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One mapped record. Training: label maps at network size. Evaluation: label maps at their own size.
+    """One mapped record. Training: everything at network size. Evaluation: labels at their own size.
 
     `object_part` holds 0..K-1 or IGNORE_LABEL; `object` holds 0..O-1, BACKGROUND_LABEL (no object of the vocabulary)
     or IGNORE_LABEL (unseen or void). `num_owner` counts, per pixel, the annotated instances of the object that owns the
     pixel's part label (how often a per-instance evaluation counts it), `num_foreign` the instances of other objects
     that cover it; both None where a data set has no instances (then every labelled pixel counts once).
+    `instances` and `phrase` are there where the mapper was asked for them. `given` is the object map that a system or
+    protocol is told, in ids of the vocabulary: the labels' own, or some segmenter's; None: nothing is told.
+    `region` is the part of `image` that the photo fills (None: all of it).
     """
 
     image: UInt8[Tensor, "3 H W"]
@@ -71,34 +124,47 @@ class Sample:
     file_name: str
     num_owner: UInt8[Tensor, "h w"] | None = None
     num_foreign: UInt8[Tensor, "h w"] | None = None
+    instances: Instances | None = None
+    image_labels: tuple[int, ...] = ()
+    phrase: tuple[str, Bool[Tensor, "h w"]] | None = None
+    given: Int[Tensor, "h w"] | None = None
+    region: Region | None = None
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the labels."""
+        return self.object_part.shape[0], self.object_part.shape[1]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Training samples stacked: images are uint8 RGB 0..255 (the model normalises), label maps int32."""
+    """What a system trains on in one micro-batch; all of one source, in ids of one vocabulary.
+
+    Images are uint8 0..255 (the system normalises), filled up to a common size where they differ: `regions` say which
+    part the photo fills. Label maps are int32. What a source does not have is None: `instances` and `phrases` (text and
+    mask per image), `given` object masks, `image_labels` per image.
+    """
 
     images: UInt8[Tensor, "B 3 H W"]
     object_part: Int[Tensor, "B H W"]
     object: Int[Tensor, "B H W"]
     names: tuple[str, ...]
+    vocabulary: Vocabulary
+    source: str = ""
+    regions: tuple[Region, ...] | None = None
+    instances: tuple[Instances, ...] | None = None
+    image_labels: tuple[tuple[int, ...], ...] | None = None
+    phrases: tuple[str, ...] | None = None
+    phrase_masks: Bool[Tensor, "B H W"] | None = None
+    given: Bool[Tensor, "B H W"] | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """Copy of the batch on `device`."""
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=non_blocking),
-            object_part=self.object_part.to(device, non_blocking=non_blocking),
-            object=self.object.to(device, non_blocking=non_blocking),
-        )
+        return _mapped(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """Copy of the batch in page-locked memory (called by the DataLoader)."""
-        return replace(
-            self,
-            images=self.images.pin_memory(),
-            object_part=self.object_part.pin_memory(),
-            object=self.object.pin_memory(),
-        )
+        return _mapped(self, lambda tensor: tensor.pin_memory())
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -106,7 +172,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Evaluation samples: images stacked at network size, everything else per image at its own size."""
+    """Evaluation samples: images stacked (filled up to a common size), everything else per image at its own size."""
 
     images: UInt8[Tensor, "B 3 H W"]
     samples: tuple[Sample, ...]
@@ -120,56 +186,73 @@ class EvalBatch:
 
 
 @dataclass(frozen=True)
-class TextFeatures:
-    """Text side of a vocabulary, all a model needs to know of names. `background` is the learned background vector.
-
-    CLIPSeg fills `object_part` only; PartCLIPSeg fills `part` and `object` and combines them per pair.
-    """
-
-    background: Float[Tensor, "1 D"]
-    part: Float[Tensor, "P D"] | None = None
-    object: Float[Tensor, "O D"] | None = None
-    object_part: Float[Tensor, "K D"] | None = None
-
-
-@dataclass(frozen=True)
-class DecoderAttention:
-    """Queries and keys of one decoder layer for all prompts: attention rows are computed from them on demand.
-
-    Token 0 is CLS; tokens 1..T are the `grid` (rows, columns) in row-major order. Prompt order: parts, objects, bg.
-    Row i of the map of prompt e, image b is softmax(query[b, e, :, i] @ key[b, e].T * scale), mean over heads.
-    """
-
-    query: Float[Tensor, "B E heads tokens d"]
-    key: Float[Tensor, "B E heads tokens d"]
-    scale: float
-    grid: tuple[int, int]
-
-
-@dataclass(frozen=True)
 class Outputs:
-    """What every model returns, in training and evaluation alike; background is the last channel where there is one.
+    """What a dense system returns in training; background is the last channel where there is one.
 
-    Logits are at network size. `object` and `part` are None for models without those heads (CLIPSeg), `part` also where
-    it was not asked for. `attention` maps a decoder layer index to its queries and keys, and is empty unless the model
-    was asked to keep them.
+    Logits are at network size. A system with more to say returns a subclass, or a dataclass of its own: the trainer hands
+    it to the criterion as it is. What no loss term reads may be None.
     """
 
-    object_part: Float[Tensor, "B K+1 H W"]
+    object_part: Float[Tensor, "B K+1 H W"] | None = None
     object: Float[Tensor, "B O+1 H W"] | None = None
     part: Float[Tensor, "B P H W"] | None = None
-    attention: dict[int, DecoderAttention] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Logits of one image at network size and the size they are to be read at (the label's own, or the photo's)."""
+def collate(samples: Sequence[Sample], *, vocabulary: Vocabulary, source: str = "") -> Batch:
+    """Training samples as one batch; pictures and maps of different sizes are filled up at the bottom and the right."""
+    images, regions = stack_images(samples)
+    size = (images.shape[2], images.shape[3])
+    first = samples[0]
+    return Batch(
+        images=images,
+        object_part=torch.stack([_filled(sample.object_part, size, IGNORE_LABEL) for sample in samples]),
+        object=torch.stack([_filled(sample.object, size, IGNORE_LABEL) for sample in samples]),
+        names=tuple(sample.name for sample in samples),
+        vocabulary=vocabulary,
+        source=source,
+        regions=regions,
+        instances=None if first.instances is None else tuple(_instances(sample, size) for sample in samples),
+        image_labels=tuple(s.image_labels for s in samples) if any(s.image_labels for s in samples) else None,
+        phrases=None if first.phrase is None else tuple(s.phrase[0] for s in samples if s.phrase is not None),
+        phrase_masks=None
+        if first.phrase is None
+        else torch.stack([_filled(s.phrase[1], size, False) for s in samples if s.phrase is not None]),
+        given=None
+        if first.given is None
+        else torch.stack([_filled(s.given, size, False) for s in samples if s.given is not None]).bool(),
+    )
 
-    object_part: Float[Tensor, "K+1 H W"]
-    object: Float[Tensor, "O+1 H W"] | None
-    size: tuple[int, int]
+
+def stack_images(samples: Sequence[Sample]) -> tuple[UInt8[Tensor, "B 3 H W"], tuple[Region, ...] | None]:
+    """Images of the samples as one tensor, and where the photos lie in it; None: everywhere."""
+    sizes = {sample.image.shape for sample in samples}
+    if len(sizes) == 1 and all(sample.region is None for sample in samples):
+        return torch.stack([sample.image for sample in samples]), None
+    size = max(s[1] for s in sizes), max(s[2] for s in sizes)
+    images = torch.stack([_filled(sample.image, size, 0) for sample in samples])
+    return images, tuple(sample.region or (0, 0, *sample.image.shape[1:]) for sample in samples)
 
 
-def stack_images(samples: Sequence[Sample]) -> UInt8[Tensor, "B 3 H W"]:
-    """Images of the samples as one tensor."""
-    return torch.stack([sample.image for sample in samples])
+def _filled(tensor: Tensor, size: Size, value: int | bool) -> Tensor:
+    """A tensor [..., h, w] at the top left of one of `size`."""
+    if tensor.shape[-2:] == size:
+        return tensor
+    sheet = tensor.new_full((*tensor.shape[:-2], *size), value)
+    sheet[..., : tensor.shape[-2], : tensor.shape[-1]] = tensor
+    return sheet
+
+
+def _instances(sample: Sample, size: Size) -> Instances:
+    assert sample.instances is not None
+    return replace(sample.instances, masks=_filled(sample.instances.masks, size, False))
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of nested dataclasses and tuples with `function` applied to every tensor; other things stay as they are."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(_mapped(item, function) for item in value)
+    if isinstance(value, Batch | Instances):
+        return replace(value, **{f.name: _mapped(getattr(value, f.name), function) for f in fields(value)})
+    return value

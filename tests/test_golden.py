@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Batch
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.structures import Batch
 from partseg.utils.config import compose, instantiate
 from partseg.vocabulary.names import Vocabulary
 

@@ -4,7 +4,8 @@ import pickle
 import pytest
 import torch
 
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Batch, EvalBatch, Record, Sample, stack_images
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.structures import Batch, EvalBatch, Record, Sample, stack_images
 
 
 def sample(value: int = 0) -> Sample:

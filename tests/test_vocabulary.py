@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.vocabulary.names import Vocabulary
 
 FOLDER = Path(__file__).parents[1] / "partseg" / "vocabulary" / "lists"

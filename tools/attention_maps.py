@@ -33,8 +33,8 @@ from partseg.data import catalog
 from partseg.data.images import read_photo
 from partseg.data.mapper import EvalMapper
 from partseg.engine import checkpoint as checkpoints
-from partseg.losses.heatmaps import LabelledPicture, cells, heatmaps, summary
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.systems.part_clipseg.heatmaps import LabelledPicture, cells, heatmaps, summary
 from partseg.utils.visualize import save_png, tile
 
 DEFAULTS = {"data_root": "data", "split": "val", "index": "0,1,2", "out": "attention.png"}

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import safetensors.torch
 
-from partseg.models.convert import load_weights
 from partseg.utils.arguments import run
 from partseg.utils.config import compose, instantiate
 from partseg.utils.files import sha256_of, write_atomic
+from partseg.weights.load import load_weights
 
 
 @dataclass(frozen=True)

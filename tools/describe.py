@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
-from partseg.models.cost import Cost, forward_cost, made_up_vocabulary
-from partseg.models.finetune import trainable_table
+from partseg.engine.benchmark.cost import Cost, forward_cost, made_up_vocabulary
 from partseg.utils.arguments import run
 from partseg.utils.config import compose, instantiate
 from partseg.vocabulary.words import as_vocabulary
+from partseg.weights.freeze import trainable_table
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from partseg.models.convert import to_hf_clipseg
 from partseg.utils.arguments import run
 from partseg.utils.config import compose, instantiate
 from partseg.utils.files import write_atomic
+from partseg.weights.load import to_hf_clipseg
 
 
 @dataclass(frozen=True)

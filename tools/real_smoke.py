@@ -20,7 +20,7 @@ from partseg.data import catalog, io
 from partseg.data.mapper import EvalMapper
 from partseg.evaluation import results
 from partseg.evaluation.predictions import read_prediction
-from partseg.structures import IGNORE_LABEL
+from partseg.labels import IGNORE_LABEL
 from partseg.utils.config import instantiate
 from partseg.utils.files import json_bytes, write_atomic
 from partseg.utils.prediction import shrunk

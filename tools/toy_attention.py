@@ -25,8 +25,9 @@ from partseg.data.loader import collate
 from partseg.data.mapper import TrainMapper
 from partseg.engine.checkpoint import load_model
 from partseg.evaluation import results
+from partseg.labels import IGNORE_LABEL
 from partseg.losses.criterion import Criterion
-from partseg.structures import IGNORE_LABEL, Batch
+from partseg.structures import Batch
 from partseg.utils.config import compose, instantiate
 from partseg.utils.files import write_atomic
 

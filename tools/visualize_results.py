@@ -34,7 +34,8 @@ from partseg.data.mapper import EvalMapper
 from partseg.evaluation import results
 from partseg.evaluation.evaluator import Evaluator
 from partseg.evaluation.predictions import read_prediction
-from partseg.structures import IGNORE_LABEL, Sample
+from partseg.labels import IGNORE_LABEL
+from partseg.structures import Sample
 from partseg.utils import arguments, page
 from partseg.utils.config import instantiate
 from partseg.utils.files import write_atomic

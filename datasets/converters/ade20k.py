@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from converters.conversion import Item, Output
 from converters.labels import check_size, ids_in, photo_size, png_bytes, raw_names
 from partseg.data.io import read_label
-from partseg.structures import IGNORE_LABEL
+from partseg.labels import IGNORE_LABEL
 from partseg.utils.files import json_bytes
 from partseg.vocabulary.shipped import shipped
 

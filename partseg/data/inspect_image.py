@@ -9,7 +9,7 @@ import numpy as np
 
 from partseg.data import io
 from partseg.data.inspect_layout import Source
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.shipped import shipped
 

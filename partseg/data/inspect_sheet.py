@@ -15,7 +15,7 @@ from partseg.data import io
 from partseg.data.inspect import Report
 from partseg.data.inspect_image import WrongLabelError, read_maps
 from partseg.data.inspect_layout import Source
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.utils.visualize import legend, overlay, tile
 from partseg.vocabulary.names import Vocabulary
 

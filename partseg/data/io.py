@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
-from partseg.structures import IGNORE_LABEL
+from partseg.labels import IGNORE_LABEL
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _STRAYS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX"})

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from partseg.data import io, transforms
-from partseg.data.transforms import Geometry
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Record, Sample
+from partseg.geometry import Geometry
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.structures import Record, Sample
 from partseg.vocabulary.names import Vocabulary
 
 

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from partseg.engine.ema import Ema
-from partseg.models.convert import LoadReport, load_weights
 from partseg.utils.config import instantiate
 from partseg.utils.files import json_bytes, sha256_of, write_atomic
 from partseg.vocabulary.names import Vocabulary
+from partseg.weights.load import LoadReport, load_weights
 
 FORMAT = "partseg-1"
 KEYS = {"format", "iteration", "model", "optimizer", "config", "vocabulary"}

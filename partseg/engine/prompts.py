@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from partseg.losses.attention_maps import presence
 from partseg.structures import Batch
+from partseg.systems.part_clipseg.attention_maps import presence
 from partseg.utils import distributed
 from partseg.vocabulary.names import Vocabulary
 

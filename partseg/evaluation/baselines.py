@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from partseg.structures import IGNORE_LABEL, Sample
+from partseg.labels import IGNORE_LABEL
+from partseg.structures import Sample
 from partseg.vocabulary.names import Vocabulary
 
 

@@ -17,7 +17,8 @@ from partseg.evaluation import boundary
 from partseg.evaluation.labels import Choice, ScoreReader
 from partseg.evaluation.metrics import Averaging, check_averaging
 from partseg.evaluation.protocols import Protocol, Truth
-from partseg.structures import IGNORE_LABEL, Sample
+from partseg.labels import IGNORE_LABEL
+from partseg.structures import Sample
 from partseg.utils import distributed
 from partseg.vocabulary.names import Vocabulary
 

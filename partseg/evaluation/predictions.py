@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from partseg.data import io
-from partseg.structures import IGNORE_LABEL, Sample
+from partseg.labels import IGNORE_LABEL
+from partseg.structures import Sample
 
 
 class PredictionWriter:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from partseg.data import io
 from partseg.evaluation.labels import Choice, PartTable, ScoreReader, own_parts
-from partseg.structures import IGNORE_LABEL, Sample
+from partseg.labels import IGNORE_LABEL
+from partseg.structures import Sample
 from partseg.vocabulary.names import Vocabulary
 
 

@@ -28,8 +28,9 @@ from partseg.evaluation.evaluator import Evaluator
 from partseg.evaluation.predictor import Predictor, PreparedPredictor
 from partseg.evaluation.protocols import OracleObj, PredAll
 from partseg.evaluation.runner import process_image
+from partseg.labels import IGNORE_LABEL
 from partseg.losses.criterion import Criterion
-from partseg.structures import IGNORE_LABEL, Record, Sample, Scores
+from partseg.structures import Record, Sample, Scores
 from partseg.utils import distributed
 from partseg.utils.visualize import color_of
 from partseg.vocabulary.names import Vocabulary

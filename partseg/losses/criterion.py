@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from partseg.losses.term import LossInputs, Term
-from partseg.structures import Batch, Outputs
-from partseg.vocabulary.names import Vocabulary
+from partseg.structures import Batch
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -43,29 +42,27 @@ class Criterion:
             raise ValueError(f"all weights in criterion.terms are 0 ({sorted(terms)}); give one a positive weight")
 
     @property
-    def attention_layers(self) -> tuple[int, ...]:
-        """Decoder layers whose queries and keys the model must keep; empty when no attention term is active."""
-        return tuple(sorted({layer for term in self.terms.values() for layer in term.attention_layers}))
+    def reads(self) -> frozenset[str]:
+        """Names of the outputs that the active terms use, for the system's forward pass."""
+        return frozenset(name for term in self.terms.values() for name in term.reads)
 
-    def counts(self, batch: Batch, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Denominators of all active terms, from the labels alone; to be summed over micro-batches and ranks."""
         one = torch.ones((), dtype=torch.float64, device=batch.object_part.device)
         counts = {"images": one * len(batch), "batches": one}
         for name, term in self.terms.items():
-            counts |= {f"{name}/{key}": value for key, value in term.counts(batch, vocabulary).items()}
+            counts |= {f"{name}/{key}": value for key, value in term.counts(batch).items()}
         return counts
 
-    def __call__(
-        self, outputs: Outputs, batch: Batch, vocabulary: Vocabulary, counts: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, outputs: Any, batch: Batch, counts: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch and the unweighted, detached value of each active term.
 
         Both add up to their global values when summed over micro-batches and ranks.
         """
         per_process = self.normalise == "process"
-        denominators = self.counts(batch, vocabulary) if per_process else counts
-        inputs = LossInputs(outputs, batch, vocabulary)
-        loss = self._keep_in_graph(outputs)
+        denominators = self.counts(batch) if per_process else counts
+        inputs = LossInputs(outputs, batch)
+        loss = torch.zeros((), device=batch.images.device)
         values: dict[str, Tensor] = {}
         for name, term in self.terms.items():
             # Losses are summed in float32 whatever the network ran in; autocast would undo that in every product.
@@ -76,20 +73,6 @@ class Criterion:
             loss = loss + self.weights[name] * value
             values[name] = value.detach()
         return loss, values
-
-    def _keep_in_graph(self, outputs: Outputs) -> Tensor:
-        """Zero; reaches the heads that no active term reads.
-
-        Object-part logits have a head of their own, object and part logits share another. Parameters without a gradient
-        would stop DDP, which waits for all of them (`find_unused_parameters` is False).
-        """
-        read = {name for term in self.terms.values() for name in term.reads}
-        zero = outputs.object_part.new_zeros(())
-        if "object_part" not in read:
-            zero = zero + outputs.object_part.sum() * 0
-        if outputs.object is not None and not read & {"object", "part"}:
-            zero = zero + outputs.object.sum() * 0
-        return zero
 
 
 def _counts_of(name: str, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.losses.term import LossInputs, compute_dtype, share_of
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Batch
-from partseg.vocabulary.names import Vocabulary
+from partseg.structures import Batch
 
 _CHUNK = 1 << 22
 """Elements of the only temporary of the forward pass (16 MiB in float32)."""
@@ -70,7 +70,7 @@ def _check_size(logits: Tensor, labels: Tensor, level: str) -> None:
     if logits.shape[-2:] != labels.shape[-2:]:
         raise ValueError(
             f"{level} logits are {tuple(logits.shape[-2:])} pixels but the label map is {tuple(labels.shape[-2:])}; "
-            "give the training mapper (augmentation.size) the model's image_size"
+            "give the training mapper (augmentation.size) the size of the model's input"
         )
 
 
@@ -104,7 +104,6 @@ class ObjectPartBCE:
     both` such a pixel is in both means, with both targets 1 (the authors' PartCLIPSeg).
     """
 
-    attention_layers: tuple[int, ...] = ()
     reads: tuple[str, ...] = ("object_part",)
 
     def __init__(
@@ -136,13 +135,13 @@ class ObjectPartBCE:
             background = background & on_object.any()
         return labelled, background if self.labels_on_background == "both" else background & ~labelled
 
-    def counts(self, batch: Batch, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Pixels with an object-part label (`labelled`) and background pixels (`background`)."""
         labelled, background = self._regions(batch)
         return {"labelled": _count(labelled), "background": _count(background)}
 
     def __call__(self, inputs: LossInputs, counts: Mapping[str, Tensor]) -> Tensor:
-        logits, labels = inputs.outputs.object_part, inputs.batch.object_part
+        logits, labels = _required(inputs.outputs.object_part, "object_part"), inputs.batch.object_part
         _check_size(logits, labels, "object-part")
         labelled, background = self._regions(inputs.batch)
         channel_weight = _channel_weight(logits, self.background_weight)
@@ -170,14 +169,13 @@ class ObjectBCE:
     Ignored pixels (void, and unseen objects unless the mapper makes them background) are left out.
     """
 
-    attention_layers: tuple[int, ...] = ()
     reads: tuple[str, ...] = ("object",)
 
     def __init__(self, *, background_weight: float = 0.05, renormalise: bool = False) -> None:
         self.background_weight = background_weight
         self.renormalise = renormalise
 
-    def counts(self, batch: Batch, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Pixels whose object, or whose lack of one, is known (`known`)."""
         return {"known": _count(batch.object != IGNORE_LABEL)}
 
@@ -197,10 +195,9 @@ class ObjectBCE:
 class PartBCE:
     """Mean BCE over pixels with an object-part label, over P channels; the target is the part without its object."""
 
-    attention_layers: tuple[int, ...] = ()
     reads: tuple[str, ...] = ("part",)
 
-    def counts(self, batch: Batch, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Pixels with an object-part label (`labelled`)."""
         return {"labelled": _count(batch.object_part != IGNORE_LABEL)}
 
@@ -208,7 +205,7 @@ class PartBCE:
         logits, labels = _required(inputs.outputs.part, "part"), inputs.batch.object_part
         _check_size(logits, labels, "part")
         labelled = labels != IGNORE_LABEL
-        part_of = torch.as_tensor(inputs.vocabulary.part_of.copy(), device=labels.device)
+        part_of = torch.as_tensor(inputs.batch.vocabulary.part_of.copy(), device=labels.device)
         return index_bce(
             logits,
             part_of[torch.where(labelled, labels, 0).long()],

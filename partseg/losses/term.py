@@ -9,17 +9,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from partseg.structures import Batch, Outputs
-from partseg.vocabulary.names import Vocabulary
+from partseg.structures import Batch
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """One micro-batch as the terms see it; `shared` keeps what several terms need, for this call only."""
+    """One micro-batch as the terms see it: the system's outputs, whatever they are, and the batch.
 
-    outputs: Outputs
+    `shared` keeps what several terms need, for this call only.
+    """
+
+    outputs: Any
     batch: Batch
-    vocabulary: Vocabulary
     _memo: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def shared(self, key: Hashable, compute: Callable[[], Any]) -> Any:
@@ -38,16 +39,11 @@ class Term(Protocol):
     """
 
     @property
-    def attention_layers(self) -> tuple[int, ...]:
-        """Decoder layers whose queries and keys the term reads."""
-        ...
-
-    @property
     def reads(self) -> tuple[str, ...]:
-        """Names of the `Outputs` fields that the term sends a gradient to."""
+        """Names of the outputs that the term uses; the system computes no others."""
         ...
 
-    def counts(self, batch: Batch, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What this micro-batch adds to each denominator of the term, from the labels alone (float64 scalars)."""
         ...
 

@@ -1,11 +1,11 @@
 """Prompts -> text features: tokens trimmed to the longest prompt, every distinct prompt encoded once.
 
-The features are never cached here: whoever evaluates keeps the `TextFeatures` for as long as the weights do not change.
+A frozen tower's features are kept by `PromptCache` until one of its weights changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -61,3 +61,30 @@ def encode_prompts(tower: TextTower, prompts: Sequence[str], *, device: torch.de
     if len(distinct) == len(prompts):
         return features
     return features[torch.tensor([distinct[prompt] for prompt in prompts], device=device)]
+
+
+class PromptCache:
+    """Features of single prompts under frozen weights; a weight that is written to or replaced empties it."""
+
+    LIMIT = 1 << 16
+
+    def __init__(self) -> None:
+        self._features: dict[str, Tensor] = {}
+        self._state: tuple[object, ...] = ()
+
+    def features(
+        self, prompts: Sequence[str], encode: Callable[[Sequence[str]], Tensor], *, weights: Sequence[Tensor]
+    ) -> Float[Tensor, "N D"]:
+        """`encode(prompts)`, run only for prompts that were not met since the `weights` or the precision changed."""
+        kind = weights[0].device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        # an in-place change of a weight raises its version, a replaced or moved one has another address
+        state = (precision, *((w.data_ptr(), w._version) for w in weights))
+        if state != self._state or len(self._features) > self.LIMIT:
+            self._state, self._features = state, {}
+        new = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._features))
+        if new:
+            # not inference tensors, which a later training step could not use
+            with torch.inference_mode(False), torch.no_grad():
+                self._features.update(zip(new, encode(new), strict=True))
+        return torch.stack([self._features[prompt] for prompt in prompts])

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8, UInt16
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from partseg.structures import IGNORE_LABEL
+from partseg.labels import IGNORE_LABEL
 from partseg.utils import visualize
 from partseg.utils.files import write_atomic
 from partseg.vocabulary.names import Vocabulary

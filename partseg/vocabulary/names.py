@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import yaml
 
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 
 Level = Literal["object_part", "object", "part"]
 LEVELS: tuple[Level, ...] = ("object_part", "object", "part")

@@ -5,7 +5,7 @@ from pycocotools import mask as coco_mask
 
 from partseg.data.ade20k_part import ade20k_part_234
 from partseg.data.mapper import EvalMapper, TrainMapper
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.vocabulary.shipped import shipped
 
 NAMES = shipped("ade20k_part_234")

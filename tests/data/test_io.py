@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from partseg.data import io
-from partseg.structures import IGNORE_LABEL
+from partseg.labels import IGNORE_LABEL
 
 
 def test_photos_of_any_mode_become_rgb(tmp_path):

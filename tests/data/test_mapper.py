@@ -6,7 +6,8 @@ from PIL import Image
 from partseg.data.dataset import PartSegDataset
 from partseg.data.mapper import EvalMapper, TrainMapper
 from partseg.data.pascal_part import pascal_part_116
-from partseg.structures import IGNORE_LABEL, Record
+from partseg.labels import IGNORE_LABEL
+from partseg.structures import Record
 from partseg.vocabulary.names import Vocabulary
 
 SIDED = Vocabulary.from_mapping({"robot": ["left arm", "right arm", "head", "left eye"]})

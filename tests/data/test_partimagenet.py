@@ -5,7 +5,7 @@ import pytest
 
 from partseg.data.mapper import TrainMapper
 from partseg.data.partimagenet import partimagenet_40, source
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.vocabulary.shipped import shipped
 
 NAMES = shipped("partimagenet_40")

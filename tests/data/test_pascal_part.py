@@ -7,7 +7,7 @@ from PIL import Image
 
 from partseg.data.mapper import EvalMapper, TrainMapper
 from partseg.data.pascal_part import pascal_part_116
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.vocabulary.shipped import shipped
 
 PLAIN = TrainMapper(32, flip_probability=0)

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from partseg.data import transforms
-from partseg.data.transforms import Geometry
+from partseg.geometry import Geometry
 
 SIZES = [((375, 500), (352, 352)), ((30, 41), (7, 9)), ((5, 5), (12, 31)), ((1, 9), (3, 3))]
 

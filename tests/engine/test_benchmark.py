@@ -10,7 +10,7 @@ from partseg.engine.benchmark.measure import Case, training_step, vocabulary_of
 from partseg.engine.benchmark.memory import saved_bytes
 from partseg.engine.benchmark.report import compare, lines
 from partseg.engine.benchmark.timing import Stopwatch, interleave
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.utils.config import compose
 from partseg.utils.files import json_bytes
 from partseg.vocabulary.shipped import shipped

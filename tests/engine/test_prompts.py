@@ -6,7 +6,7 @@ import torch
 
 from partseg.engine.benchmark.inputs import random_batch
 from partseg.engine.prompts import PromptSampling
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.vocabulary.shipped import shipped
 
 NAMES = shipped("pascal_part_116").seen_subset()

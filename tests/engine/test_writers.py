@@ -27,7 +27,7 @@ def test_console_line_is_one_line_and_in_the_log(tmp_path, capsys):
 
 def test_other_ranks_only_warn(tmp_path, capsys):
     start_log(None)
-    logging.getLogger("partseg.models.finetune").info("a table")
+    logging.getLogger("partseg.weights.freeze").info("a table")
     logging.getLogger("partseg.data").warning("a warning")
     out = capsys.readouterr().out
     assert "a table" not in out and "a warning" in out

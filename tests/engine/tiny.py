@@ -23,9 +23,10 @@ from partseg.engine.launch import exit_for_requeue, launch
 from partseg.engine.optim import adamw, poly
 from partseg.engine.trainer import Trainer
 from partseg.engine.writers import JsonlWriter
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.losses.criterion import Criterion
 from partseg.losses.pixel import ObjectBCE, ObjectPartBCE
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Outputs, Record, Sample
+from partseg.structures import Outputs, Record, Sample
 from partseg.utils import distributed
 from partseg.vocabulary.names import Vocabulary
 

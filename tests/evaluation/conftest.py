@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, EvalBatch, Outputs, Sample, TextFeatures, stack_images
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.structures import EvalBatch, Outputs, Sample, TextFeatures, stack_images
 from partseg.vocabulary.names import Vocabulary
 
 

@@ -10,7 +10,8 @@ from partseg.evaluation import summary
 from partseg.evaluation.baselines import label_with, most_frequent_parts
 from partseg.evaluation.evaluator import Evaluator
 from partseg.evaluation.protocols import OracleObj
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Sample
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.structures import Sample
 from partseg.vocabulary.names import Vocabulary
 
 VOCABULARY = Vocabulary.from_mapping({"dog": ["head", "leg"], "cup": ["rim", "body"], "fork": ["tine", "handle"]})

@@ -9,7 +9,8 @@ from partseg.evaluation.evaluator import Evaluator
 from partseg.evaluation.labels import Choice, ScoreReader, own_parts
 from partseg.evaluation.protocols import OracleObj, OracleObjSubstring, PredAll, PredAllStrict, PredObj
 from partseg.evaluation.runner import process_image
-from partseg.structures import IGNORE_LABEL, Scores
+from partseg.labels import IGNORE_LABEL
+from partseg.structures import Scores
 from partseg.vocabulary.names import Vocabulary
 
 B = 8  # background id of the small vocabulary (K)

@@ -11,7 +11,8 @@ from partseg.evaluation import summary
 from partseg.evaluation.evaluator import METRICS, Evaluator
 from partseg.evaluation.protocols import OracleObj, OracleObjSubstring, PredAll, PredAllStrict, PredObj
 from partseg.evaluation.runner import process_image
-from partseg.structures import IGNORE_LABEL, Scores
+from partseg.labels import IGNORE_LABEL
+from partseg.structures import Scores
 
 K, O = 116, 16
 HEAD, TORSO, LEG = 51, 54, 56  # of the cow in 2008_000009: 105, 472 and 120 pixels

@@ -14,7 +14,8 @@ from partseg.evaluation.evaluator import METRICS, Evaluator
 from partseg.evaluation.predictor import Predictor
 from partseg.evaluation.protocols import OracleObj, PredAll, PredAllStrict
 from partseg.evaluation.runner import evaluate, run
-from partseg.structures import IGNORE_LABEL, Instance, Record
+from partseg.labels import IGNORE_LABEL
+from partseg.structures import Instance, Record
 from partseg.utils.distributed import reduce_sum
 
 ALL_METRICS = METRICS

@@ -18,9 +18,9 @@ from partseg.evaluation.evaluator import Evaluator
 from partseg.evaluation.predictor import Predictor
 from partseg.evaluation.protocols import OracleObj, PredAll
 from partseg.evaluation.runner import run
+from partseg.labels import IGNORE_LABEL
 from partseg.losses.criterion import Criterion
 from partseg.losses.pixel import ObjectBCE, ObjectPartBCE
-from partseg.structures import IGNORE_LABEL
 
 NAME = "partseg_toy_pascal_part_116"
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Batch, DecoderAttention, Outputs
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.structures import Batch, DecoderAttention, Outputs
 from partseg.vocabulary.names import Vocabulary
 
 GRID = (4, 5)

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.losses.criterion import Criterion
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Batch, DecoderAttention, Outputs
+from partseg.structures import Batch, DecoderAttention, Outputs
 from partseg.utils import distributed
 from partseg.utils.config import config_dir, instantiate
 from partseg.vocabulary.names import Vocabulary

@@ -9,10 +9,11 @@ from collections import namedtuple
 import pytest
 import torch
 
-from partseg.losses.attention import Enhancement, Separation
-from partseg.losses.attention_maps import MaskAttention, downsample_masks, masked_attention, smooth
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.losses.criterion import Criterion
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, DecoderAttention, Outputs
+from partseg.structures import DecoderAttention, Outputs
+from partseg.systems.part_clipseg.attention_maps import MaskAttention, downsample_masks, masked_attention, smooth
+from partseg.systems.part_clipseg.losses import Enhancement, Separation
 
 Options = namedtuple("Options", "maps separation enhancement")
 
@@ -180,7 +181,8 @@ def test_several_layers_are_averaged(make_batch, make_outputs, vocabulary):
 def test_both_terms_share_one_computation(make_batch, make_outputs, vocabulary, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "partseg.losses.attention.masked_attention", lambda *a, **k: calls.append(1) or masked_attention(*a, **k)
+        "partseg.systems.part_clipseg.losses.masked_attention",
+        lambda *a, **k: calls.append(1) or masked_attention(*a, **k),
     )
     batch = make_batch("several_objects")
     criterion = _criterion(DEFAULT)

@@ -148,7 +148,7 @@ def test_terms_of_weight_zero_compute_nothing_and_leave_no_parameter_behind(
     assert not {key.split("/")[0] for key in counts} & set(weights)
     assert criterion.attention_layers == (() if {"separation", "enhancement"} <= set(weights) else (2,))
     if not criterion.attention_layers:
-        monkeypatch.setattr("partseg.losses.attention.masked_attention", None)
+        monkeypatch.setattr("partseg.systems.part_clipseg.losses.masked_attention", None)
     loss, values = criterion(network(batch), batch, vocabulary, counts)
     assert not set(values) & set(weights)
     loss.backward()

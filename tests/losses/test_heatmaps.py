@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from partseg.losses.attention_maps import MaskAttention
-from partseg.losses.heatmaps import Heatmaps, LabelledPicture, cells, heatmaps, measure, nearest, summary
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.systems.part_clipseg.attention_maps import MaskAttention
+from partseg.systems.part_clipseg.heatmaps import Heatmaps, LabelledPicture, cells, heatmaps, measure, nearest, summary
 from partseg.utils.config import compose, instantiate
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.losses.criterion import Criterion
 from partseg.losses.pixel import ObjectBCE, ObjectPartBCE, PartBCE, index_bce
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Outputs
+from partseg.structures import Outputs
 
 
 def _bce(logits, positive, weight):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Batch
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.structures import Batch
 from partseg.utils.config import compose, instantiate
 
 SIZE = 128

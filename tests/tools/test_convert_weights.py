@@ -8,10 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from partseg.models.backbone import ClipBackbone
-from partseg.models.convert import load_weights, to_part_clipseg
-from partseg.models.decoder import DecoderShape
-from partseg.models.part_clipseg import PartClipSeg
+from partseg.backbones.clip_vit import ClipBackbone
+from partseg.systems.clipseg.decoder import DecoderShape
+from partseg.systems.part_clipseg.network import PartClipSeg
+from partseg.weights.load import load_weights, to_part_clipseg
 
 
 @pytest.fixture

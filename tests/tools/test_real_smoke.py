@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from partseg.models.convert import load_weights
 from partseg.utils.config import compose, instantiate
+from partseg.weights.load import load_weights
 from toy_world.writer import ToyOptions, write_toy
 
 ROOT = Path(__file__).parents[2]

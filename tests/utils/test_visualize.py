@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import partseg
-from partseg.structures import IGNORE_LABEL
+from partseg.labels import IGNORE_LABEL
 from partseg.utils.visualize import color_of, legend, overlay, save_png, tile
 from partseg.vocabulary.names import Vocabulary
 

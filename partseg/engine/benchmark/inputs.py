@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Batch, Sample
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.structures import Batch, Sample
 from partseg.vocabulary.names import Vocabulary
 
 OBJECTS_PER_IMAGE = 3

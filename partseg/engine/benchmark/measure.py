@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from partseg.data.loader import build_train_loader
+from partseg.engine.benchmark.cost import made_up_vocabulary
 from partseg.engine.benchmark.inputs import random_batch, random_sample
 from partseg.engine.benchmark.memory import peak_above, saved_bytes
 from partseg.engine.benchmark.steps import EvaluateImage, TrainStep
@@ -26,7 +27,6 @@ from partseg.engine.benchmark.timing import Clock, Phases, Stopwatch, Unit, inte
 from partseg.engine.launch import device_of
 from partseg.engine.prompts import PromptSampling
 from partseg.engine.run import plain
-from partseg.models.cost import made_up_vocabulary
 from partseg.utils import env
 from partseg.utils.config import instantiate
 from partseg.vocabulary.names import Vocabulary

@@ -1,0 +1,160 @@
+"""What a system predicts for one photo: dense scores, instances, or a mask per phrase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from partseg.geometry import Region, Size
+from partseg.structures import INSTANCE_LEVELS, InstanceLevel, Instances
+
+
+@dataclass(frozen=True)
+class DenseScores:
+    """Logits of one photo at network size, and the size they are to be read at (the label's own, or the photo's).
+
+    Background is the last channel. `object` is None for systems without an object head. `region` is the part of the
+    logits, in their own pixels, that the photo fills; None: all of it.
+    """
+
+    object_part: Float[Tensor, "K+1 H W"]
+    object: Float[Tensor, "O+1 H W"] | None
+    size: Size
+    region: Region | None = None
+
+    def cropped(self) -> DenseScores:
+        """The same scores without what lies outside the photo."""
+        if self.region is None:
+            return self
+        top, left, height, width = self.region
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        objects = None if self.object is None else self.object[:, rows, columns]
+        return DenseScores(self.object_part[:, rows, columns], objects, self.size)
+
+
+@dataclass(frozen=True)
+class PhraseScores:
+    """One logit map per phrase at network size; a pixel is in the mask where the upsampled logit exceeds `threshold`."""
+
+    logits: Float[Tensor, "E H W"]
+    size: Size
+    region: Region | None = None
+    threshold: float = 0.0
+
+    def masks(self) -> Bool[Tensor, "E h w"]:
+        """One mask per phrase at the photo's size."""
+        logits = self.logits
+        if self.region is not None:
+            top, left, height, width = self.region
+            logits = logits[:, top : top + height, left : left + width]
+        full = F.interpolate(logits.float()[None], size=self.size, mode="bilinear", align_corners=False)[0]
+        return full > self.threshold
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Instances found in one photo, best first: COCO RLE masks at the photo's size, boxes (left, top, right, bottom).
+
+    `level` indexes INSTANCE_LEVELS and `label` is an object-part id or a position in `label_objects`; both are -1 for
+    segments without a name. `parent` is the position of a part's object among these segments, or -1.
+    """
+
+    rles: tuple[Mapping[str, Any], ...]
+    boxes: Float[np.ndarray, "N 4"]
+    scores: Float[np.ndarray, " N"]
+    level: Int[np.ndarray, " N"]
+    label: Int[np.ndarray, " N"]
+    parent: Int[np.ndarray, " N"]
+    size: Size
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    @classmethod
+    def from_masks(
+        cls,
+        masks: Bool[Tensor, "N h w"],
+        *,
+        scores: Sequence[float] | Tensor | np.ndarray,
+        boxes: Tensor | np.ndarray | None = None,
+        level: Sequence[int] | Tensor | np.ndarray | None = None,
+        label: Sequence[int] | Tensor | np.ndarray | None = None,
+        parent: Sequence[int] | Tensor | np.ndarray | None = None,
+    ) -> Segments:
+        """Segments of masks at the photo's size, sorted by score; `boxes` default to those of the masks."""
+        array = masks.cpu().numpy().astype(np.uint8)
+        rles = [coco_mask.encode(np.asfortranarray(mask)) for mask in array]
+        values = np.asarray(torch.as_tensor(scores).cpu(), np.float64)
+        order = np.argsort(-values, kind="stable")
+        place = np.append(np.argsort(order), -1)  # where each segment goes; -1 stays -1
+        nothing = np.full(len(order), -1)
+
+        def column(given: Any) -> np.ndarray:
+            return nothing if given is None else np.asarray(torch.as_tensor(given).cpu(), np.int64)[order]
+
+        around = boxes_of(masks) if boxes is None else np.asarray(torch.as_tensor(boxes).cpu(), np.float64)
+        return cls(
+            rles=tuple(rles[i] for i in order),
+            boxes=around.reshape(-1, 4)[order],
+            scores=values[order],
+            level=column(level),
+            label=column(label),
+            parent=place[column(parent)],
+            size=(masks.shape[1], masks.shape[2]),
+        )
+
+    def masks(self) -> Bool[np.ndarray, "N h w"]:
+        """Masks at the photo's size; makes N * h * w bytes."""
+        if not self.rles:
+            return np.zeros((0, *self.size), bool)
+        return np.ascontiguousarray(coco_mask.decode(list(self.rles)).transpose(2, 0, 1)).astype(bool)
+
+    def select(self, kept: Bool[np.ndarray, " N"] | Int[np.ndarray, " n"]) -> Segments:
+        """The segments where `kept` is true, or at these positions; parents that are left out become -1."""
+        index = np.flatnonzero(kept) if np.asarray(kept).dtype == bool else np.asarray(kept, np.int64)
+        place = np.full(len(self) + 1, -1)
+        place[index] = np.arange(len(index))
+        arrays = {
+            f.name: getattr(self, f.name)[index] for f in fields(self) if f.name not in ("rles", "size", "parent")
+        }
+        return Segments(
+            rles=tuple(self.rles[i] for i in index), parent=place[self.parent[index]], size=self.size, **arrays
+        )
+
+    def of_level(self, level: InstanceLevel) -> Segments:
+        """Segments of one level."""
+        return self.select(self.level == INSTANCE_LEVELS.index(level))
+
+
+Prediction = DenseScores | PhraseScores | Segments
+"""What `System.predict` gives for each photo."""
+
+
+def boxes_of(masks: Bool[Tensor, "N h w"]) -> Float[np.ndarray, "N 4"]:
+    """Boxes (left, top, right, bottom; the last two exclusive) around masks; zeros for an empty one."""
+    found = np.zeros((len(masks), 4))
+    for row, mask in zip(found, masks.cpu().numpy()):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if len(rows):
+            row[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return found
+
+
+def as_segments(instances: Instances) -> Segments:
+    """Annotated instances as perfect segments, for baselines and tests."""
+    return Segments.from_masks(
+        instances.masks,
+        scores=torch.ones(len(instances)),
+        boxes=instances.boxes,
+        level=instances.level,
+        label=instances.label,
+        parent=instances.parent,
+    )

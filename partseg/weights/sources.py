@@ -1,0 +1,186 @@
+"""Where weights come from: a file, a Hugging Face repository or an open_clip tag, read without running code in them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import open_clip
+import safetensors
+import safetensors.torch
+import torch
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from torch import Tensor
+
+from partseg.weights.layouts import WeightLayout
+
+HUB_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+_HUB_CONFIGS = ("config.json", "open_clip_config.json")
+_WRAPPERS = ("module.", "model.")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors as stored, with wrappers around the names removed. `quick_gelu` is None if nothing tells it."""
+
+    state: Mapping[str, Tensor]
+    layout: WeightLayout
+    path: Path
+    quick_gelu: bool | None
+
+
+def read_weights(
+    source: str, *, layouts: Sequence[WeightLayout], clip_name: str | None = None, revision: str | None = None
+) -> Weights:
+    """Find and read `source`: a path, an open_clip tag of `clip_name`, or a hub name `owner/repository`.
+
+    Raises FileNotFoundError if there is none, ValueError if the file is broken or of no known layout.
+    """
+    path, quick_gelu = _locate(source, clip_name=clip_name, revision=revision)
+    state, scripted = _read(path)
+    state = _unwrap(state, path, [prefix for layout in layouts for prefix in layout.prefixes])
+    layout = _layout(state, path, layouts)
+    if quick_gelu is None:
+        quick_gelu = _activation(path, state, layout, scripted=scripted)
+    return Weights(state=state, layout=layout, path=path, quick_gelu=quick_gelu)
+
+
+def _locate(source: str, *, clip_name: str | None, revision: str | None) -> tuple[Path, bool | None]:
+    if Path(source).is_file():
+        return Path(source), None
+    tags = [] if clip_name is None else open_clip.list_pretrained_tags_by_model(clip_name)
+    if clip_name is not None and open_clip.pretrained.is_pretrained_cfg(clip_name, source):
+        config = open_clip.get_pretrained_cfg(clip_name, source)
+        return Path(open_clip.download_pretrained(config)), bool(config.get("quick_gelu", False))
+    other = open_clip.pretrained.list_pretrained_models_by_tag(source)
+    if other and clip_name is not None:
+        raise ValueError(
+            f"open_clip has no weights {source!r} for {clip_name!r}: its tags are {tags}; {source!r} exists for {other}"
+        )
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and Path(source).suffix not in {".pth", ".pt", ".bin", ".safetensors"}:
+        return _from_hub(source, revision), None
+    raise FileNotFoundError(
+        f"no weights {source!r}: it is not a file, not a hub name like 'CIDAS/clipseg-rd64-refined', "
+        f"and not an open_clip tag of {clip_name!r} ({', '.join(tags) or 'it has none'})"
+    )
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    """The weights file of a hub repository, from the cache if it is there and the network is not."""
+    failure: Exception | None = None
+    for file in HUB_FILES:
+        try:
+            path = huggingface_hub.hf_hub_download(name, file, revision=revision)
+        except EntryNotFoundError as error:  # also raised offline, for a file that is not in the cache
+            failure = error
+        except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+            failure = error
+            break
+        else:
+            _fetch_configs(name, revision)
+            return Path(path)
+    raise FileNotFoundError(
+        f"could not get weights from the hub repository {name!r} (revision {revision or 'main'}): "
+        f"{type(failure).__name__}: {_first_line(failure)}. Check the name, the revision and the network, "
+        f"or download one of {list(HUB_FILES)} yourself and give its path"
+    ) from failure
+
+
+def _fetch_configs(name: str, revision: str | None) -> None:
+    """Put the config beside the weights if the repository has one: it names the activation."""
+    for file in _HUB_CONFIGS:
+        try:
+            huggingface_hub.hf_hub_download(name, file, revision=revision)
+        except (EntryNotFoundError, HfHubHTTPError, OSError):
+            continue
+
+
+def _read(path: Path) -> tuple[Mapping[str, object], bool]:
+    """The stored mapping, and whether it was a TorchScript archive (OpenAI's own files are)."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path), False
+        if _is_scripted(path):
+            with warnings.catch_warnings():  # OpenAI's files are what they are, the user can change nothing about it
+                warnings.simplefilter("ignore", FutureWarning)
+                return torch.jit.load(str(path), map_location="cpu").state_dict(), True
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise ValueError(
+            f"{path} cannot be read as weights ({_first_line(error)}). "
+            "It may be truncated or of another kind; download it again (its sha256 is on the page it came from)"
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
+    return loaded, False
+
+
+def _first_line(error: Exception | None) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _is_scripted(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
+
+
+def _unwrap(stored: Mapping[str, object], path: Path, prefixes: Sequence[str]) -> dict[str, Tensor]:
+    """Tensors by name, out of `model` or `state_dict` entries and without names that wrappers put in front."""
+    for key in ("model", "state_dict"):
+        if isinstance(stored.get(key), Mapping):
+            stored = stored[key]  # type: ignore[assignment]
+    state = {name: value for name, value in stored.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f"{path} holds no tensors; its entries are {sorted(map(str, stored))[:10]}")
+    for wrapper in (*_WRAPPERS, *prefixes, *_WRAPPERS):
+        # detectron2 checkpoints hold a few tensors beside the network (pixel_mean): those keep their names.
+        if sum(name.startswith(wrapper) for name in state) > len(state) // 2:
+            state = {name.removeprefix(wrapper): value for name, value in state.items()}
+    return state
+
+
+def _layout(state: Mapping[str, Tensor], path: Path, layouts: Sequence[WeightLayout]) -> WeightLayout:
+    for layout in layouts:
+        if layout.matches(state):
+            return layout
+    raise ValueError(
+        f"{path} is of no layout that this model reads ({', '.join(layout.name for layout in layouts)}); "
+        f"its first tensors are {list(state)[:4]}"
+    )
+
+
+def _activation(path: Path, state: Mapping[str, Tensor], layout: WeightLayout, *, scripted: bool) -> bool | None:
+    """Whether the weights were trained with QuickGELU, from what is in or beside the file."""
+    if "backbone.uses_quick_gelu" in state:
+        return bool(state["backbone.uses_quick_gelu"])
+    for name in _HUB_CONFIGS:
+        beside = path.parent / name
+        if beside.is_file():
+            config = json.loads(beside.read_text(encoding="utf-8"))
+            if "model_cfg" in config:
+                return bool(config["model_cfg"].get("quick_gelu", False))
+            if "vision_config" in config:
+                return config["vision_config"].get("hidden_act", "quick_gelu") == "quick_gelu"
+    return True if scripted else layout.quick_gelu
