@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -98,6 +98,13 @@ class Geometry:
         first, begin = top - self.offset[0], left - self.offset[1]
         placed[top : top + height, left : left + width] = resized[first : first + height, begin : begin + width]
         return placed
+
+    def inside(self) -> Bool[np.ndarray, "h w"]:
+        """Where the result shows the photo."""
+        top, left, height, width = self.region
+        shown = np.zeros(self.size, bool)
+        shown[top : top + height, left : left + width] = True
+        return shown
 
     def boxes(self, boxes: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, "N 4"]:
         """Boxes (left, top, right, bottom) through the same steps, cut to the result; empty ones have no area."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,8 @@ class Segments:
     """Instances found in one photo, best first: COCO RLE masks at the photo's size, boxes (left, top, right, bottom).
 
     `level` indexes INSTANCE_LEVELS and `label` is an object-part id or a position in `label_objects`; both are -1 for
-    segments without a name. `parent` is the position of a part's object among these segments, or -1.
+    segments without a name. `parent` is the position of a part's object among these segments, or -1. `levels` are those
+    that the system looks for, whether it found some in this photo or not.
     """
 
     rles: tuple[Mapping[str, Any], ...]
@@ -74,6 +75,7 @@ class Segments:
     label: Int[np.ndarray, " N"]
     parent: Int[np.ndarray, " N"]
     size: Size
+    levels: tuple[InstanceLevel, ...] = ("object_part",)
 
     def __len__(self) -> int:
         return len(self.rles)
@@ -88,6 +90,7 @@ class Segments:
         level: Sequence[int] | Tensor | np.ndarray | None = None,
         label: Sequence[int] | Tensor | np.ndarray | None = None,
         parent: Sequence[int] | Tensor | np.ndarray | None = None,
+        levels: tuple[InstanceLevel, ...] = ("object_part",),
     ) -> Segments:
         """Segments of masks at the photo's size, sorted by score; `boxes` default to those of the masks."""
         array = masks.cpu().numpy().astype(np.uint8)
@@ -109,6 +112,7 @@ class Segments:
             label=column(label),
             parent=place[column(parent)],
             size=(masks.shape[1], masks.shape[2]),
+            levels=levels,
         )
 
     def masks(self) -> Bool[np.ndarray, "N h w"]:
@@ -122,12 +126,9 @@ class Segments:
         index = np.flatnonzero(kept) if np.asarray(kept).dtype == bool else np.asarray(kept, np.int64)
         place = np.full(len(self) + 1, -1)
         place[index] = np.arange(len(index))
-        arrays = {
-            f.name: getattr(self, f.name)[index] for f in fields(self) if f.name not in ("rles", "size", "parent")
-        }
-        return Segments(
-            rles=tuple(self.rles[i] for i in index), parent=place[self.parent[index]], size=self.size, **arrays
-        )
+        arrays = {name: getattr(self, name)[index] for name in ("boxes", "scores", "level", "label")}
+        rles = tuple(self.rles[i] for i in index)
+        return replace(self, rles=rles, parent=place[self.parent[index]], **arrays)
 
     def of_level(self, level: InstanceLevel) -> Segments:
         """Segments of one level."""

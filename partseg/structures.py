@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from partseg.geometry import Region, Size
-from partseg.labels import IGNORE_LABEL
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.vocabulary.names import Vocabulary
 
 InstanceLevel = Literal["object_part", "object"]
@@ -112,9 +112,10 @@ class Sample:
     or IGNORE_LABEL (unseen or void). `num_owner` counts, per pixel, the annotated instances of the object that owns the
     pixel's part label (how often a per-instance evaluation counts it), `num_foreign` the instances of other objects
     that cover it; both None where a data set has no instances (then every labelled pixel counts once).
-    `instances` and `phrase` are there where the mapper was asked for them. `given` is the object map that a system or
-    protocol is told, in ids of the vocabulary: the labels' own, or some segmenter's; None: nothing is told.
-    `region` is the part of `image` that the photo fills (None: all of it).
+    `instances` and `phrases` (text and mask; exactly one in training) are there where the mapper was asked for them.
+    `given` is an object map that is told beside the labels, as `object` in ids: in training that of the one object
+    which the sample is about, in evaluation that of some segmenter. `region` is the part of `image` that the photo fills
+    (None: all of it).
     """
 
     image: UInt8[Tensor, "3 H W"]
@@ -126,7 +127,7 @@ class Sample:
     num_foreign: UInt8[Tensor, "h w"] | None = None
     instances: Instances | None = None
     image_labels: tuple[int, ...] = ()
-    phrase: tuple[str, Bool[Tensor, "h w"]] | None = None
+    phrases: tuple[tuple[str, Bool[Tensor, "h w"]], ...] = ()
     given: Int[Tensor, "h w"] | None = None
     region: Region | None = None
 
@@ -142,7 +143,7 @@ class Batch:
 
     Images are uint8 0..255 (the system normalises), filled up to a common size where they differ: `regions` say which
     part the photo fills. Label maps are int32. What a source does not have is None: `instances` and `phrases` (text and
-    mask per image), `given` object masks, `image_labels` per image.
+    mask per image), `given` object maps, `image_labels` per image.
     """
 
     images: UInt8[Tensor, "B 3 H W"]
@@ -156,7 +157,7 @@ class Batch:
     image_labels: tuple[tuple[int, ...], ...] | None = None
     phrases: tuple[str, ...] | None = None
     phrase_masks: Bool[Tensor, "B H W"] | None = None
-    given: Bool[Tensor, "B H W"] | None = None
+    given: Int[Tensor, "B H W"] | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """Copy of the batch on `device`."""
@@ -213,13 +214,11 @@ def collate(samples: Sequence[Sample], *, vocabulary: Vocabulary, source: str = 
         regions=regions,
         instances=None if first.instances is None else tuple(_instances(sample, size) for sample in samples),
         image_labels=tuple(s.image_labels for s in samples) if any(s.image_labels for s in samples) else None,
-        phrases=None if first.phrase is None else tuple(s.phrase[0] for s in samples if s.phrase is not None),
-        phrase_masks=None
-        if first.phrase is None
-        else torch.stack([_filled(s.phrase[1], size, False) for s in samples if s.phrase is not None]),
+        phrases=tuple(s.phrases[0][0] for s in samples) if first.phrases else None,
+        phrase_masks=torch.stack([_filled(s.phrases[0][1], size, False) for s in samples]) if first.phrases else None,
         given=None
         if first.given is None
-        else torch.stack([_filled(s.given, size, False) for s in samples if s.given is not None]).bool(),
+        else torch.stack([_filled(s.given, size, BACKGROUND_LABEL) for s in samples if s.given is not None]),
     )
 
 

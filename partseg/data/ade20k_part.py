@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from partseg.data import io
+from partseg.data import io, layout
 from partseg.data.dataset import Mapper, PartSegDataset, build, check_split
-from partseg.structures import Instance, Record
+from partseg.structures import Annotation, Record
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.shipped import shipped
 
@@ -88,18 +88,19 @@ def _records(
             image_id=stem,
             file_name=str(path),
             object_part_file_name=str(parts[stem]),
-            instances=annotated.get(stem, ()),
+            annotations=annotated.get(stem, ()),
             label_bits=LABEL_BITS,
         )
         for stem, path in images.items()
     ]
 
 
-def _read_instances(path: Path, labels: Vocabulary, skipped: dict[str, int]) -> dict[str, tuple[Instance, ...]]:
+def _read_instances(path: Path, labels: Vocabulary, skipped: dict[str, int]) -> dict[str, tuple[Annotation, ...]]:
     """Instances per image stem, in file order, which is painting order; category_id is the object id as it stands."""
     data = io.read_coco(path)
     stems = io.coco_stems(data, path)
-    found: dict[str, list[Instance]] = {stem: [] for stem in stems.values()}
+    found: dict[str, list[Annotation]] = {stem: [] for stem in stems.values()}
+    positions = [labels.label_objects.index(name) for name in labels.objects]
     for annotation in data["annotations"]:
         object_id = annotation["category_id"]
         if not 0 <= object_id < labels.num_objects:
@@ -111,7 +112,7 @@ def _read_instances(path: Path, labels: Vocabulary, skipped: dict[str, int]) -> 
             raise ValueError(f"{path}: annotation {annotation.get('id')} belongs to no image of the file")
         segmentation = io.usable_segmentation(annotation, skipped)
         if segmentation is not None:
-            found[stems[annotation["image_id"]]].append(Instance(object_id, segmentation))
+            found[stems[annotation["image_id"]]].append(Annotation("object", positions[object_id], segmentation))
     _check_names(data.get("categories") or (), labels, path)
     return {stem: tuple(instances) for stem, instances in found.items()}
 
@@ -129,7 +130,73 @@ def _unseen_only(records: Sequence[Record], labels: Vocabulary) -> list[Record]:
     """Training records with at least one unseen instance; their seen instances do not count."""
     kept = []
     for record in records:
-        instances = tuple(replace(i, counted=not labels.seen_of_object[i.object_id]) for i in record.instances or ())
+        instances = tuple(
+            replace(a, counted=labels.label_objects[a.label] in labels.unseen_objects) for a in record.annotations or ()
+        )
         if any(instance.counted for instance in instances):
-            kept.append(replace(record, instances=instances))
+            kept.append(replace(record, annotations=instances))
     return kept
+
+
+def scan(name: str, root: str, splits: Sequence[str], vocabulary: str) -> layout.Layout:
+    """Everything at `root`, and what is missing or too many."""
+    folder = io.resolve_root(root, names=FOLDER_NAMES, markers=[("images", PART_FOLDER)])
+    labels = shipped(vocabulary)
+    findings = [*layout.strays(folder)]
+    records: dict[str, tuple[Record, ...]] = {}
+    for split in splits:
+        below = SPLIT_FOLDERS[split]
+        images = layout.files(folder / "images" / below, io.IMAGE_SUFFIXES, split, findings)
+        parts = layout.files(folder / PART_FOLDER / below, (".png",), split, findings)
+        findings += layout.unmatched(split, images, parts, "part label")
+        path = folder / f"ade20k_instance_{split}.json"
+        annotated, sizes = _scan_instances(path, split, labels, findings)
+        findings += layout.unmatched(split, images, annotated, f"entry in {path.name}")
+        records[split] = tuple(
+            Record(
+                stem,
+                str(image),
+                *sizes.get(stem, (None, None)),
+                object_part_file_name=str(parts[stem]),
+                annotations=tuple(annotated.get(stem, ())),
+                label_bits=LABEL_BITS,
+            )
+            for stem, image in images.items()
+            if stem in parts
+        )
+    expected = {"train": {"images": 7347}, "val": {"images": 1016}} if name == "ade20k_part_234" else {}
+    return layout.Layout(folder, vocabulary, records, tuple(findings), expected, parts_may_leave_objects=True)
+
+
+def _scan_instances(
+    path: Path, split: str, labels: Vocabulary, findings: list[layout.Finding]
+) -> tuple[dict[str, list[Annotation]], dict[str, tuple[int, int]]]:
+    """Instances per image stem and the sizes that the file states; what cannot be used becomes findings."""
+    try:
+        data = io.read_coco(path)
+        stems = io.coco_stems(data, path)
+    except (ValueError, FileNotFoundError) as error:
+        remedy = "fetch it again"
+        findings.append(
+            layout.finding(split, "unreadable instance file", [str(error)], changes_score=True, remedy=remedy)
+        )
+        return {}, {}
+    found: dict[str, list[Annotation]] = {stem: [] for stem in stems.values()}
+    strange: list[str] = []
+    skipped: dict[str, int] = {}
+    for annotation in data["annotations"]:
+        category, image_id = annotation["category_id"], annotation["image_id"]
+        if image_id not in stems or not 0 <= category < labels.num_objects:
+            strange.append(f"annotation {annotation.get('id')}: image {image_id}, category {category}")
+            continue
+        segmentation = io.usable_segmentation(annotation, skipped)
+        if segmentation is not None:
+            label = labels.label_objects.index(labels.objects[category])
+            found[stems[image_id]].append(Annotation("object", label, segmentation))
+    if strange:
+        remedy = f"categories are 0..{labels.num_objects - 1}; the file belongs to another data set"
+        kind = "instance of no image or category"
+        findings.append(layout.finding(split, kind, strange, changes_score=True, remedy=remedy))
+    findings += layout.skipped(split, skipped)
+    sizes = {stems[i["id"]]: (i["height"], i["width"]) for i in data["images"] if "height" in i and "width" in i}
+    return found, sizes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +32,23 @@ def get(
     Without `root` the data set's own folder under `data_root` is used. `overrides` are arguments of the builder that
     the YAML file names: `get("pascal_part_116", split="train", shots=16)`.
     """
-    node = _node(name)
-    if root is not None:
-        overrides["root"] = str(root)
-    config = OmegaConf.create({"data_root": str(data_root), "dataset": node})
-    return instantiate(config.dataset, split=split, **overrides)
+    return instantiate(node(name, root=root, data_root=data_root), split=split, **overrides)
 
 
-def describe(name: str) -> tuple[Vocabulary, int | None]:
-    """Vocabulary that numbers the label files of data set `name`, and the bits of these files, without reading any."""
-    node = _node(name)
-    module = importlib.import_module(str(node["_target_"]).rpartition(".")[0])
-    return shipped(node["vocabulary"]), module.LABEL_BITS
+def vocabulary(name: str) -> Vocabulary:
+    """The vocabulary that numbers the labels of data set `name`; nothing of the data set is read."""
+    return shipped(node(name)["vocabulary"])
 
 
-def _node(name: str) -> DictConfig:
+def node(name: str, *, root: str | Path | None = None, data_root: str | Path = "data") -> DictConfig:
+    """The config of data set `name`, its root resolved; KeyError lists the names there are."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise KeyError(f"no data set {name!r} in {config_dir() / 'dataset'}.{hint} It has: {', '.join(names())}")
-    node = OmegaConf.load(config_dir() / "dataset" / f"{name}.yaml")
-    assert isinstance(node, DictConfig)
-    return node
+    loaded = OmegaConf.load(config_dir() / "dataset" / f"{name}.yaml")
+    config = OmegaConf.create({"data_root": str(data_root), "dataset": loaded}).dataset
+    assert isinstance(config, DictConfig)
+    if root is not None:
+        config.root = str(root)
+    return config

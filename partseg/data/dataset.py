@@ -113,9 +113,12 @@ class PartSegDataset(torch.utils.data.Dataset):
 def _manifest_line(record: Record) -> str:
     files = (record.object_part_file_name, record.object_file_name)
     sizes = [Path(path).stat().st_size if path else None for path in files]
-    polygons = record.polygons and [(part, _num_values(segmentation)) for part, segmentation in record.polygons]
-    instances = record.instances and [(i.object_id, i.counted, _num_values(i.segmentation)) for i in record.instances]
-    return json.dumps([record.image_id, sizes, polygons, instances])
+    annotations = record.annotations and [
+        (a.level, a.label, a.counted, a.box if a.segmentation is None else _num_values(a.segmentation))
+        for a in record.annotations
+    ]
+    phrases = [(phrase.texts, _num_values(phrase.segmentation)) for phrase in record.phrases]
+    return json.dumps([record.image_id, sizes, annotations, record.image_labels, phrases])
 
 
 def _num_values(segmentation: object) -> int:

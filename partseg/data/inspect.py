@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from partseg.data.inspect_image import UNREADABLE, WRONG_ID, WRONG_SIZE, ImageJob, ImageReport, check
-from partseg.data.inspect_layout import Finding, Layout, finding, scan
+from partseg.data.layout import Finding, Layout, finding, scan
 from partseg.utils.parallel import parallel
 
 SPLITS = ("train", "val")
@@ -33,7 +33,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class Report:
-    """What an inspection found; `sources` and `reports` of the layout are kept for the contact sheet."""
+    """What an inspection found; `layout` and `images` are kept for the contact sheet."""
 
     name: str
     layout: Layout
@@ -48,7 +48,7 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON: counts by class name, published counts, all findings."""
-        names = self.layout.vocabulary
+        names = self.layout.names
         return {
             "dataset": self.name,
             "root": str(self.layout.root),
@@ -70,7 +70,7 @@ class Report:
 def inspect(name: str, root: str | Path | None = None, *, splits: Sequence[str] = SPLITS, processes: int = 1) -> Report:
     """Read every file of catalog data set `name` at `root`; raises only when the root itself is not the data set."""
     layout = scan(name, root, splits)
-    jobs = [ImageJob(source, layout.builder) for source in layout.sources]
+    jobs = [ImageJob(s, record, layout.vocabulary) for s in splits for record in layout.records.get(s, ())]
     images: list[ImageReport] = []
     for _, result in parallel(check, jobs, processes=processes, title=f"inspecting {name}"):
         if isinstance(result, Exception):
@@ -110,7 +110,7 @@ def _image_findings(split: str, images: Sequence[ImageReport], layout: Layout) -
         yield finding(
             split, "image without a part pixel", empty, changes_score=False, remedy="it adds nothing to a score"
         )
-    seen = layout.vocabulary.seen
+    seen = layout.names.seen
     unseen = [i.name for i in images if i.parts and not i.problems and not any(seen[k] for k in i.parts)]
     if unseen and split == "train":
         remedy = (
@@ -122,7 +122,7 @@ def _image_findings(split: str, images: Sequence[ImageReport], layout: Layout) -
         if found:
             remedy = "object-wise scores drop or misjudge these pixels"
             yield finding(split, kind, found, changes_score=not layout.parts_may_leave_objects, remedy=remedy)
-    single = [f"{i.name}: {layout.vocabulary.object_parts[k]}" for i in images for k, n in i.parts.items() if n == 1]
+    single = [f"{i.name}: {layout.names.object_parts[k]}" for i in images for k, n in i.parts.items() if n == 1]
     if single:
         yield finding(
             split, "class of one pixel in an image", single, changes_score=False, remedy="as in the originals"
@@ -136,7 +136,7 @@ def _count_findings(split: str, counts: SplitCounts, layout: Layout) -> Iterator
             message = f"{measured[what]} {what}, published {published}"
             remedy = "the set is incomplete, larger, or converted again"
             yield finding(split, "count differs from the published one", [message], changes_score=True, remedy=remedy)
-    names = layout.vocabulary.object_parts
+    names = layout.names.object_parts
     absent = [name for k, name in enumerate(names) if k not in counts.parts]
     if absent and counts.images:
         yield finding(split, "class without a pixel", absent, changes_score=False, remedy="it has no IoU in this split")

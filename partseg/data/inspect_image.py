@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 
 from partseg.data import io
-from partseg.data.inspect_layout import Source
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.structures import Record
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.shipped import shipped
 
 
 @dataclass(frozen=True)
 class ImageJob:
-    """One source and the builder whose vocabulary numbers its labels."""
+    """One record and the shipped vocabulary that numbers its labels."""
 
-    source: Source
-    builder: str
+    split: str
+    record: Record
+    vocabulary: str
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,22 @@ WRONG_ID = "label id out of range"
 
 def check(job: ImageJob) -> ImageReport:
     """Read everything of one image; what is wrong with it ends in the report, not in an exception."""
-    source, names = job.source, vocabulary_of(job.builder)
+    record, names = job.record, shipped(job.vocabulary)
     problems: list[tuple[str, str]] = []
     size = None
     try:
-        photo = io.read_image(source.image)
+        photo = io.read_image(record.file_name)
         size = (photo.height, photo.width)
     except (ValueError, FileNotFoundError) as error:
         problems.append((UNREADABLE, str(error)))
-    if size is not None and source.size is not None and size != tuple(source.size):
-        problems.append((WRONG_SIZE, f"{source.image} is {size}, its annotation file says {tuple(source.size)}"))
+    stated = _stated_size(record)
+    if size is not None and stated is not None and size != stated:
+        problems.append((WRONG_SIZE, f"{record.file_name} is {size}, its annotation file says {stated}"))
     try:
-        maps = read_maps(source, names, size)
+        maps = read_maps(record, names, size)
     except WrongLabelError as error:
         problems.append((error.kind, str(error)))
-        return ImageReport(source.split, source.name, tuple(problems))
+        return ImageReport(job.split, record.image_id, tuple(problems))
     labelled = maps.object_part != IGNORE_LABEL
     outside = foreign = 0
     if maps.owned is not None:
@@ -79,8 +80,8 @@ def check(job: ImageJob) -> ImageReport:
         outside = int((lost & (maps.object == BACKGROUND_LABEL)).sum())
         foreign = int(lost.sum()) - outside
     return ImageReport(
-        source.split,
-        source.name,
+        job.split,
+        record.image_id,
         tuple(problems),
         parts=_pixels(maps.object_part, IGNORE_LABEL),
         objects=_pixels(maps.object, BACKGROUND_LABEL),
@@ -97,38 +98,41 @@ class WrongLabelError(ValueError):
         self.kind = kind
 
 
-def read_maps(source: Source, names: Vocabulary, size: tuple[int, int] | None) -> Maps:
-    """Label maps of a source; `size` (rows, columns) of its photo, None when that is unreadable.
+def read_maps(record: Record, names: Vocabulary, size: tuple[int, int] | None) -> Maps:
+    """Label maps of a record; `size` (rows, columns) of its photo, None when that is unreadable.
 
     Raises WrongLabelError for files that are damaged, have other bits, another size or ids that the vocabulary lacks.
     """
-    if source.object_part is None:
-        return _from_polygons(source, size)
-    part = _label(source.object_part, source.bits, names.num_object_parts, size)
+    if record.object_part_file_name is not None:
+        part = _label(record.object_part_file_name, record.label_bits, names.num_object_parts, size)
+    else:
+        shape = size or _stated_size(record)
+        if shape is None:
+            raise WrongLabelError(UNREADABLE, f"{record.file_name} cannot be read and no annotation states its size")
+        part = np.full(shape, IGNORE_LABEL, np.int32)
+        for annotation in record.of_level("object_part"):
+            part[_mask(annotation.segmentation, part.shape, record)] = annotation.label
     owner_of_part = np.append([names.label_objects.index(o) for o, _ in names.pairs], BACKGROUND_LABEL)
     owner = owner_of_part[np.where(part == IGNORE_LABEL, names.num_object_parts, part)]
-    if source.object is not None:
-        object_map = _label(source.object, source.bits, len(names.label_objects), part.shape)
+    if record.object_file_name is not None:
+        object_map = _label(record.object_file_name, record.label_bits, len(names.label_objects), part.shape)
         object_map = np.where(object_map == IGNORE_LABEL, BACKGROUND_LABEL, object_map)
         return Maps(part, object_map, object_map == owner)
+    annotated = record.of_level("object")
+    if not annotated:  # where nobody outlined the objects, a part's owner is all that is known of them
+        known = record.object_part_file_name is None
+        return Maps(part, owner if known else np.full(part.shape, BACKGROUND_LABEL, np.int32), None)
     object_map = np.full(part.shape, BACKGROUND_LABEL, np.int32)
     owned = np.zeros(part.shape, bool)
-    for instance in source.instances or ():
-        mask = _mask(instance.segmentation, part.shape, source)
-        object_map[mask] = instance.object_id
-        owned |= mask & (owner == instance.object_id)
-    return Maps(part, object_map, owned if source.instances else None)
+    for annotation in annotated:
+        mask = _mask(annotation.segmentation, part.shape, record)
+        object_map[mask] = annotation.label
+        owned |= mask & (owner == annotation.label)
+    return Maps(part, object_map, owned)
 
 
-def _from_polygons(source: Source, size: tuple[int, int] | None) -> Maps:
-    shape = size or source.size
-    if shape is None:
-        raise WrongLabelError(UNREADABLE, f"{source.image} cannot be read and no annotation states its size")
-    part = np.full(shape, IGNORE_LABEL, np.int32)
-    for label, segmentation in source.polygons or ():
-        part[_mask(segmentation, shape, source)] = label
-    object_map = np.where(part == IGNORE_LABEL, BACKGROUND_LABEL, source.object_label or 0)
-    return Maps(part, object_map, None)
+def _stated_size(record: Record) -> tuple[int, int] | None:
+    return None if record.height is None or record.width is None else (record.height, record.width)
 
 
 def _label(path: str, bits: int, num_ids: int, size: tuple[int, ...] | None) -> np.ndarray:
@@ -149,9 +153,9 @@ def _label(path: str, bits: int, num_ids: int, size: tuple[int, ...] | None) -> 
     return stored
 
 
-def _mask(segmentation: object, shape: tuple[int, ...], source: Source) -> np.ndarray:
+def _mask(segmentation: object, shape: tuple[int, ...], record: Record) -> np.ndarray:
     try:
-        return io.decode_mask(segmentation, height=shape[0], width=shape[1], path=source.image)
+        return io.decode_mask(segmentation, height=shape[0], width=shape[1], path=record.file_name)
     except ValueError as error:
         raise WrongLabelError(WRONG_SIZE if "RLE is" in str(error) else UNREADABLE, str(error)) from error
 
@@ -159,9 +163,3 @@ def _mask(segmentation: object, shape: tuple[int, ...], source: Source) -> np.nd
 def _pixels(labels: np.ndarray, none: int) -> dict[int, int]:
     counts = np.bincount(labels.ravel())
     return {int(k): int(counts[k]) for k in np.flatnonzero(counts) if k != none}
-
-
-@lru_cache(maxsize=4)
-def vocabulary_of(builder: str) -> Vocabulary:
-    """The vocabulary that numbers the label files of a layout."""
-    return shipped(builder)

@@ -14,8 +14,8 @@ from rich.table import Table
 from partseg.data import io
 from partseg.data.inspect import Report
 from partseg.data.inspect_image import WrongLabelError, read_maps
-from partseg.data.inspect_layout import Source
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.structures import Record
 from partseg.utils.visualize import legend, overlay, tile
 from partseg.vocabulary.names import Vocabulary
 
@@ -42,8 +42,9 @@ def contact_sheet(report: Report, *, num_images: int = 16, box: tuple[int, int] 
 
     Images that cannot be read are left out; the findings name them. ValueError when none can be shown.
     """
-    names = report.layout.vocabulary
-    views = [v for s in _spread(report.layout.sources, num_images) if (v := _view(s, names, box)) is not None]
+    names = report.layout.names
+    records = [(split, record) for split, of_split in report.layout.records.items() for record in of_split]
+    views = [v for s, r in _spread(records, num_images) if (v := _view(s, r, names, box)) is not None]
     if not views:
         raise ValueError(f"{report.layout.root} has no image with readable labels to show")
     sheet = tile([view.picture for view in views], columns=2, captions=[view.caption for view in views])
@@ -55,10 +56,10 @@ def contact_sheet(report: Report, *, num_images: int = 16, box: tuple[int, int] 
     return np.concatenate([_padded(picture, width) for picture in pictures], axis=0)
 
 
-def _view(source: Source, names: Vocabulary, box: tuple[int, int]) -> _View | None:
+def _view(split: str, record: Record, names: Vocabulary, box: tuple[int, int]) -> _View | None:
     try:
-        photo = io.read_image(source.image)
-        maps = read_maps(source, names, (photo.height, photo.width))
+        photo = io.read_image(record.file_name)
+        maps = read_maps(record, names, (photo.height, photo.width))
     except (WrongLabelError, ValueError, FileNotFoundError):
         return None
     near = _window(maps.object_part != IGNORE_LABEL)
@@ -70,7 +71,7 @@ def _view(source: Source, names: Vocabulary, box: tuple[int, int]) -> _View | No
     shown = {int(k) for k in np.unique(maps.object_part)} - {IGNORE_LABEL}
     return _View(
         picture=np.concatenate([objects, parts], axis=1),
-        caption=f"{source.split}/{source.name}, object-parts: {len(shown)}",
+        caption=f"{split}/{record.image_id}, object-parts: {len(shown)}",
         objects={int(k) for k in np.unique(maps.object)} - {BACKGROUND_LABEL},
         parts=shown,
     )
@@ -115,7 +116,7 @@ def _class_table(report: Report) -> Table:
     for split in report.splits:
         table.add_column(f"{split} images", justify="right")
         table.add_column(f"{split} pixels", justify="right")
-    for k, name in enumerate(report.layout.vocabulary.object_parts):
+    for k, name in enumerate(report.layout.names.object_parts):
         cells = [f"{n:,}" for counts in report.splits.values() for n in counts.parts.get(k, (0, 0))]
         table.add_row(str(k), name, *cells)
     return table
@@ -125,7 +126,7 @@ def _split_table(report: Report) -> Table:
     table = Table(title=escape(f"{report.name} at {report.layout.root}"))
     for column in ("split", "images", "published", "(image, part) pairs", "published", "object-parts", "objects"):
         table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
-    names = report.layout.vocabulary
+    names = report.layout.names
     for split, counts in report.splits.items():
         published = report.layout.expected.get(split, {})
         table.add_row(
@@ -152,10 +153,10 @@ def _finding_lines(report: Report) -> Iterator[str]:
         yield "[green]Nothing found that would change a score.[/]"
 
 
-def _spread(sources: Sequence[Source], num: int) -> list[Source]:
+def _spread(sources: Sequence[tuple[str, Record]], num: int) -> list[tuple[str, Record]]:
     """Evenly spaced over each split, half of the places for either."""
-    by_split = {split: [s for s in sources if s.split == split] for split in dict.fromkeys(s.split for s in sources)}
-    chosen: list[Source] = []
+    by_split = {split: [s for s in sources if s[0] == split] for split in dict.fromkeys(split for split, _ in sources)}
+    chosen: list[tuple[str, Record]] = []
     for place, group in enumerate(by_split.values()):
         room = max(1, (num - len(chosen)) // (len(by_split) - place))
         indices = sorted({round(i) for i in np.linspace(0, len(group) - 1, min(room, len(group)))})

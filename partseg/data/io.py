@@ -34,10 +34,14 @@ def upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def read_label(path: str | Path, *, bits: int) -> np.ndarray:
-    """Ids of a label PNG as stored, uint8 or uint16 [h, w]; ValueError when the file does not have `bits` bits."""
+def read_label(path: str | Path, *, bits: int | None) -> np.ndarray:
+    """Ids of a label PNG as stored, uint8 or uint16 [h, w]; ValueError when the file does not have `bits` bits.
+
+    None takes either depth.
+    """
     image = _decode(path)
     found = _BITS_OF_MODE.get(image.mode)
+    bits = bits or found or 8
     if found != bits:
         what = f"{found}-bit" if found else f"a {image.mode} picture"
         raise ValueError(

@@ -1,64 +1,99 @@
-"""Samplers, collate functions and data loaders. Order and augmentation follow from (seed, position), not from workers.
+"""Samplers and data loaders. Order and augmentation follow from (seed, position), not from workers or processes.
 
-A training position p is the p-th sample of the whole run: batch g of all ranks together holds positions g*B .. g*B+B-1.
+A training position p of a data set is the p-th sample that the whole run, all processes together, draws from it.
 """
 
 from __future__ import annotations
 
-import atexit
 import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from partseg.data.dataset import PartSegDataset
-from partseg.structures import Batch, EvalBatch, Sample, stack_images
+from partseg.data.mixture import Mixture
+from partseg.structures import Batch, EvalBatch, Sample, collate, stack_images
+
+BLOCK = 4096
+"""Micro-batches whose sources are drawn together: what precedes a position is counted without drawing one by one."""
 
 
 class TrainSampler(Sampler):
-    """Endless (index, draw) pairs of one rank; `draw` is the position in the whole run, `index` a shuffled record.
+    """Endless (source, index, draw) of one rank: `draw` is the position in the source, `index` a shuffled record.
 
-    `batch_size` is the global one. Every rank takes a contiguous slice of each global batch, so the global batches are
-    the same for any `world_size`. Epoch e is a permutation from (seed, e). `start` is the number of global batches to
-    skip: the stream from there on equals the tail of the stream from 0.
+    Every micro-batch of all ranks together comes from one source, drawn with probability proportional to its weight;
+    each rank takes a contiguous slice of it, so that what the ranks see together is the same for any `world_size`.
+    Epoch e of a source is a permutation from (seed, e). `start` is the number of micro-batches to skip: the stream from
+    there on equals the tail of the stream from 0.
     """
 
     def __init__(
-        self, num_records: int, *, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1, start: int = 0
+        self,
+        lengths: Sequence[int],
+        *,
+        micro_batch_size: int,
+        weights: Sequence[float] = (1.0,),
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
     ) -> None:
-        if num_records < 1:
+        if not lengths or min(lengths) < 1:
             raise ValueError("cannot sample from a data set without records")
-        if batch_size < 1 or batch_size % world_size:
+        if micro_batch_size < 1 or micro_batch_size % world_size:
             raise ValueError(
-                f"batch_size={batch_size} (over all processes) is not a multiple of {world_size} processes"
+                f"a micro-batch of {micro_batch_size} images cannot be shared among {world_size} processes: make "
+                "train.batch_size a multiple of processes x train.accumulation"
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} is not in 0..{world_size - 1}")
         if start < 0:
             raise ValueError(f"start={start} is negative")
-        self.num_records = num_records
-        self.batch_size = batch_size
+        self.lengths = tuple(lengths)
+        self.micro_batch_size = micro_batch_size
+        self.weights = np.asarray(weights, np.float64) / np.sum(weights)
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.start = start
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        local = self.batch_size // self.world_size
-        batch = self.start
-        epoch, order = -1, np.empty(0, np.int64)
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        local = self.micro_batch_size // self.world_size
+        drawn = self._drawn_before(self.start)
+        orders: dict[int, tuple[int, np.ndarray]] = {}
+        step = self.start
         while True:
-            first = batch * self.batch_size + self.rank * local
-            for position in range(first, first + local):
-                if position // self.num_records != epoch:
-                    epoch = position // self.num_records
-                    order = np.random.default_rng([self.seed, epoch]).permutation(self.num_records)
-                yield int(order[position % self.num_records]), position
-            batch += 1
+            for source in self._sources(step // BLOCK)[step % BLOCK :]:
+                first = int(drawn[source]) * self.micro_batch_size + self.rank * local
+                length = self.lengths[source]
+                for position in range(first, first + local):
+                    epoch = position // length
+                    if orders.get(source, (-1,))[0] != epoch:
+                        orders[source] = epoch, np.random.default_rng([self.seed, epoch]).permutation(length)
+                    yield int(source), int(orders[source][1][position % length]), position
+                drawn[source] += 1
+                step += 1
+
+    def _sources(self, block: int) -> np.ndarray:
+        """Source of each micro-batch of a block."""
+        if len(self.lengths) == 1:
+            return np.zeros(BLOCK, np.int64)
+        return np.random.default_rng([self.seed, block, len(self.lengths)]).choice(
+            len(self.lengths), BLOCK, p=self.weights
+        )
+
+    def _drawn_before(self, step: int) -> np.ndarray:
+        """How many of the first `step` micro-batches came from each source."""
+        if len(self.lengths) == 1:
+            return np.array([step])
+        whole = [np.bincount(self._sources(b), minlength=len(self.lengths)) for b in range(step // BLOCK)]
+        rest = np.bincount(self._sources(step // BLOCK)[: step % BLOCK], minlength=len(self.lengths))
+        return np.sum([*whole, rest], axis=0)
 
 
 class EvalSampler(Sampler):
@@ -76,24 +111,34 @@ class EvalSampler(Sampler):
         return len(self.indices)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Training samples as one batch."""
-    return Batch(
-        images=stack_images(samples),
-        object_part=torch.stack([sample.object_part for sample in samples]),
-        object=torch.stack([sample.object for sample in samples]),
-        names=tuple(sample.name for sample in samples),
-    )
+class _Sources(Dataset):
+    """The data sets of a mixture behind one index."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.mixture = mixture
+
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[int, Sample]:
+        source, index, draw = key
+        return source, self.mixture.sources[source].dataset[index, draw]
+
+    def collate(self, items: Sequence[tuple[int, Sample]]) -> Batch:
+        """One micro-batch, all of one source."""
+        source = self.mixture.sources[items[0][0]]
+        samples = [sample for _, sample in items]
+        return collate(samples, vocabulary=source.dataset.vocabulary, source=source.name)
 
 
 def collate_eval(samples: Sequence[Sample]) -> EvalBatch:
     """Evaluation samples: images stacked, labels per image; each sample's image is a view of the stack."""
-    images = stack_images(samples)
-    return EvalBatch(images=images, samples=tuple(replace(s, image=image) for s, image in zip(samples, images)))
+    images, regions = stack_images(samples)
+    placed = [s.region for s in samples] if regions is None else regions
+    return EvalBatch(
+        images, tuple(replace(s, image=i, region=r) for s, i, r in zip(samples, images, placed, strict=True))
+    )
 
 
 def build_train_loader(
-    dataset: PartSegDataset,
+    dataset: PartSegDataset | Mixture,
     *,
     batch_size: int,
     num_workers: int = 0,
@@ -115,16 +160,22 @@ def build_train_loader(
             f"batch_size={batch_size} (over all processes) must be a multiple of processes x accumulation = "
             f"{world_size} x {accumulation}"
         )
+    sources = _Sources(Mixture.of(dataset))
     sampler = TrainSampler(
-        len(dataset), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, start=start_iter
+        [len(source.dataset) for source in sources.mixture.sources],
+        micro_batch_size=batch_size // accumulation,
+        weights=[source.weight for source in sources.mixture.sources],
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        start=start_iter * accumulation,
     )
-    atexit.register(_kill_workers)
     return DataLoader(
-        dataset,
+        sources,
         batch_size=batch_size // (world_size * accumulation),
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=sources.collate,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=prefetch_factor if num_workers else None,
@@ -143,7 +194,6 @@ def build_eval_loader(
     pin_memory: bool = False,
 ) -> DataLoader:
     """One pass over this rank's share of the records; `batch_size` is per process and does not change any result."""
-    atexit.register(_kill_workers)
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -156,20 +206,30 @@ def build_eval_loader(
     )
 
 
-def _leave_signals_to_the_parent(_worker_id: int) -> None:
-    """A terminal or a scheduler signals all processes; a worker that died of it would cost the step being finished.
+@contextmanager
+def loading_processes() -> Iterator[None]:
+    """Loaders made inside the block have no process left after it, whatever happened in between.
 
-    Workers end with their loader, or when their parent is gone. An error can keep a loader alive to the very end of the
-    program, which then asks its daemons to stop by SIGTERM and waits for them: `_kill_workers` comes before that.
+    Their workers do not listen to SIGTERM, with which a program asks its children to stop at its end, and an error can
+    keep a loader alive until then: the program would wait for ever.
     """
+    before = set(multiprocessing.active_children())
+    try:
+        yield
+    finally:
+        # torch's handler would report the workers killed here as the error, instead of the one that ends the block
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for process in set(multiprocessing.active_children()) - before:
+            if process.daemon:
+                process.kill()
+                process.join()
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def _leave_signals_to_the_parent(_worker_id: int) -> None:
+    """A terminal or a scheduler signals all processes; a worker that died of it would cost the step being finished."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _kill_workers() -> None:
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
 
 
 def _private_generator() -> torch.Generator:

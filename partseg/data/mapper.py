@@ -5,140 +5,204 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from partseg.data import io, transforms
-from partseg.geometry import Geometry
+from partseg.data import colour, io
+from partseg.data.labels import InstanceSource, LabelReader, Maps, object_map, phrase_mask
+from partseg.geometry import ChannelOrder, Geometry, InputSpec, LabelRule, Size, random_box, short_edge, to_tensor
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
-from partseg.structures import Record, Sample
-from partseg.vocabulary.names import Vocabulary
+from partseg.structures import INSTANCE_LEVELS, Record, Sample
+from partseg.vocabulary.names import Vocabulary, mirrored
+
+TrainResize = Literal["squash", "short_edge", "jitter"]
+About = Literal["image", "object", "phrase"]
+Choices = int | Sequence[int] | None
 
 
 @dataclass(frozen=True)
-class _Tables:
-    """int32 tables: file ids -> ids of the label vocabulary, and those -> ids of the vocabulary in use."""
+class _Photo:
+    """A record under way: its photo, where its pixels go, and its labels in ids of the label vocabulary."""
 
-    part_file: np.ndarray
-    object_file: np.ndarray
-    owner: np.ndarray
-    part: np.ndarray
-    object: np.ndarray
-
-
-@dataclass
-class _Labels:
-    """Label maps after geometry, in ids of the label vocabulary."""
-
-    object_part: np.ndarray
-    object: np.ndarray
-    num_owner: np.ndarray | None = None
-    num_foreign: np.ndarray | None = None
+    record: Record
+    image: Image.Image
+    geometry: Geometry
+    maps: Maps
+    reader: LabelReader
 
 
 class TrainMapper:
-    """Training samples at `size` x `size` without keeping the aspect; every random choice comes from the given rng.
+    """Training samples at network size; every random choice comes from the given rng.
+
+    `size` is the network's (a side, or height and width), and `resize` how a picture gets there, after a random crop of
+    `crop_scale` of its area, if that is set:
+        squash      to `size` without keeping the aspect, through `short_edge` and `long_edge` first if they are given
+        short_edge  the shorter side to `short_edge` (of several, a random one), the longer one at most to `long_edge`;
+                    then a random window of `size`, or all of it for size=null
+        jitter      into `size` times a random factor of `scale_jitter`, keeping the aspect; then a random window of `size`
+    A window larger than the picture is filled up with `fill`. `jitter` is the strength of colour changes.
 
     Unseen objects become IGNORE_LABEL, or BACKGROUND_LABEL in object maps with `unseen_as_background` (as official).
-    `short_edge` first resizes to this short edge, as the official recipe does; `crop_scale` is the range of the area
-    that a random crop keeps; `jitter` is the strength of colour changes. All three are off by default.
     `label_rule` is that of `Geometry` (official: "corner"). `drop_without_parts` maps a picture on which no part label
     of the vocabulary is left to None, and the data set then draws another (official, detectron2's MapDataset).
+    `instances` adds instances to the sample. `about="object"` makes it about one object of the picture, drawn at random:
+    labels of others are left out and `given` is its mask; `about="phrase"` adds one phrase and its mask, a referring
+    expression of the record or, where it has none, one of the classes that the picture shows.
     """
 
     def __init__(
         self,
-        size: int = 352,
+        size: int | Sequence[int] | None = 352,
         *,
+        resize: TrainResize = "squash",
         flip_probability: float = 0.5,
         unseen_as_background: bool = False,
-        channel_order: str = "rgb",
-        short_edge: int | None = None,
+        channel_order: ChannelOrder = "rgb",
+        short_edge: Choices = None,
         long_edge: int | None = None,
+        scale_jitter: tuple[float, float] = (0.1, 2.0),
         crop_scale: tuple[float, float] | None = None,
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        fill: Sequence[int] = (0, 0, 0),
         jitter: float = 0.0,
-        label_rule: str = "centre",
+        label_rule: LabelRule = "centre",
         drop_without_parts: bool = False,
+        instances: InstanceSource | None = None,
+        about: About = "image",
     ) -> None:
-        _check_common(size, channel_order, short_edge)
-        if label_rule not in transforms.LABEL_RULES:
-            raise ValueError(f"label_rule={label_rule!r} is not one of {transforms.LABEL_RULES}")
-        if not 0 <= flip_probability <= 1:
-            raise ValueError(f"flip_probability={flip_probability} is not in 0..1")
-        if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale={crop_scale} must be two numbers with 0 < low <= high <= 1")
-        if not 0 <= jitter < 1:
-            raise ValueError(f"jitter={jitter} is not in 0..1")
-        self.size = size
+        self.size: Size | None = None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.resize = _one_of("resize", resize, get_args(TrainResize))
         self.flip_probability = flip_probability
         self.unseen_as_background = unseen_as_background
-        self.channel_order = channel_order
-        self.short_edge = short_edge
+        self.channel_order = _one_of("channel_order", channel_order, get_args(ChannelOrder))
+        self.short_edges = () if short_edge is None else (short_edge,) if isinstance(short_edge, int) else short_edge
         self.long_edge = long_edge
+        self.scale_jitter = (float(scale_jitter[0]), float(scale_jitter[1]))
         self.crop_scale = None if crop_scale is None else (float(crop_scale[0]), float(crop_scale[1]))
         self.crop_ratio = (float(crop_ratio[0]), float(crop_ratio[1]))
+        self.fill = (int(fill[0]), int(fill[1]), int(fill[2]))
         self.jitter = jitter
-        self.label_rule = label_rule
+        self.label_rule = _one_of("label_rule", label_rule, get_args(LabelRule))
         self.drop_without_parts = drop_without_parts
-        self._tables: dict[tuple, _Tables] = {}
+        self.instances = instances if instances is None else _one_of("instances", instances, get_args(InstanceSource))
+        self.about = _one_of("about", about, get_args(About))
+        self._readers: dict[tuple[str, str], LabelReader] = {}
+        self._check()
+
+    def _check(self) -> None:
+        if any(length < 1 for length in (*(self.size or ()), *self.short_edges)):
+            raise ValueError(f"size={self.size} and short_edge={list(self.short_edges)} must be positive")
+        if self.size is None and self.resize != "short_edge":
+            raise ValueError(f"size=null keeps pictures of any size, which resize={self.resize} does not: give a size")
+        if self.resize == "short_edge" and not self.short_edges:
+            raise ValueError("resize=short_edge needs short_edge=<pixels>, or a list of them")
+        if self.resize == "squash" and len(self.short_edges) > 1:
+            raise ValueError(f"resize=squash goes through one short_edge, not {list(self.short_edges)}")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"flip_probability={self.flip_probability} is not in 0..1")
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale={self.crop_scale} must be two numbers with 0 < low <= high <= 1")
+        if not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+            raise ValueError(f"scale_jitter={self.scale_jitter} must be two numbers with 0 < low <= high")
+        if not 0 <= self.jitter < 1:
+            raise ValueError(f"jitter={self.jitter} is not in 0..1")
 
     def __call__(
         self, record: Record, *, label_vocabulary: Vocabulary, vocabulary: Vocabulary, rng: np.random.Generator
     ) -> Sample | None:
         """Sample with both label maps at network size, in ids of `vocabulary`; None for a picture that is dropped."""
-        hidden = BACKGROUND_LABEL if self.unseen_as_background else IGNORE_LABEL
-        tables = _tables(self._tables, label_vocabulary, vocabulary, bits=record.label_bits, hidden=hidden)
+        key = (label_vocabulary.key, vocabulary.key)
+        if key not in self._readers:
+            hidden = BACKGROUND_LABEL if self.unseen_as_background else IGNORE_LABEL
+            self._readers[key] = LabelReader(label_vocabulary, vocabulary, hidden=hidden)
+        reader = self._readers[key]
         image = _read_image(record)
         geometry = self._geometry(image.height, image.width, rng)
-        labels = _read_labels(record, image, geometry, tables)
-        object_part = tables.part.take(labels.object_part)
+        photo = _Photo(record, image, geometry, reader.maps(record, image, geometry), reader)
+        object_part = reader.part.take(photo.maps.object_part)
         if self.drop_without_parts and (object_part == IGNORE_LABEL).all():
             return None
-        objects = tables.object.take(labels.object)
+        objects = reader.object.take(photo.maps.object)
         if geometry.flip:
             object_part = vocabulary.mirror_lut.take(object_part)
         shown = geometry.image(image)
         if self.jitter:
-            shown = transforms.jitter_colour(shown, strength=self.jitter, rng=rng)
-        return Sample(
-            image=transforms.to_tensor(shown, channel_order=self.channel_order),
+            shown = colour.jitter(shown, strength=self.jitter, rng=rng)
+        sample = Sample(
+            image=to_tensor(shown, channel_order=self.channel_order),
             object_part=torch.from_numpy(object_part),
             object=torch.from_numpy(objects),
             name=record.image_id,
             file_name=record.file_name,
+            instances=self.instances and reader.instances(record, image, geometry, photo.maps, self.instances),
+            image_labels=tuple(i for i in reader.label_object[list(record.image_labels)].tolist() if i != IGNORE_LABEL),
+            region=None if geometry.region == (0, 0, *geometry.size) else geometry.region,
         )
+        return self._focused(sample, photo, rng)
+
+    def _focused(self, sample: Sample, photo: _Photo, rng: np.random.Generator) -> Sample | None:
+        """The sample about one object or one phrase, None where the picture shows none."""
+        if self.about == "object":
+            return about_object(sample, vocabulary=photo.reader.ours, rng=rng)
+        if self.about == "phrase":
+            return about_phrase(sample, photo, rng=rng)
+        return sample
 
     def _geometry(self, height: int, width: int, rng: np.random.Generator) -> Geometry:
         flip = bool(rng.random() < self.flip_probability)
-        box = transforms.random_box(height, width, scale=self.crop_scale, ratio=self.crop_ratio, rng=rng)
-        via = transforms.via_short_edge(
-            box[3] - box[1], box[2] - box[0], short_edge=self.short_edge, long_edge=self.long_edge
-        )
-        return Geometry(box, (*via, (self.size, self.size)), flip, self.label_rule)
+        box = random_box(height, width, scale=self.crop_scale, ratio=self.crop_ratio, rng=rng)
+        rows, columns = box[3] - box[1], box[2] - box[0]
+        if self.resize == "squash":
+            assert self.size is not None
+            via = [short_edge(rows, columns, edge, self.long_edge) for edge in self.short_edges]
+            return Geometry(box, (*via, self.size), flip, self.label_rule)
+        if self.resize == "short_edge":
+            edge = int(rng.choice(self.short_edges)) if len(self.short_edges) > 1 else self.short_edges[0]
+            resized = short_edge(rows, columns, edge, self.long_edge)
+        else:
+            assert self.size is not None
+            factor = rng.uniform(*self.scale_jitter) * min(self.size[0] / rows, self.size[1] / columns)
+            resized = max(1, round(rows * factor)), max(1, round(columns * factor))
+        if self.size is None:
+            return Geometry(box, (resized,), flip, self.label_rule)
+        # where the window lies on a larger picture; a smaller one stays at the upper left, filled up below and beside
+        top, left = (int(rng.integers(0, max(0, r - s) + 1)) for r, s in zip(resized, self.size))
+        return Geometry(box, (resized,), flip, self.label_rule, canvas=self.size, offset=(-top, -left), fill=self.fill)
 
 
 class EvalMapper:
-    """Evaluation samples: the image at `size` x `size`, labels untouched at their own size; nothing is random."""
+    """Evaluation samples: the image as `input` wants it, labels untouched at their own size; nothing is random.
+
+    Without an `input` the photo stays as it is, for those who only read labels.
+
+    `objects` is a folder with `<image id>.png` of some object segmenter, in the data set's object ids (8 or 16 bits, all
+    ones: none), which become `given`. `instances` adds instances to score against, `phrases` referring expressions.
+    """
 
     def __init__(
         self,
-        size: int = 352,
+        input: InputSpec | None = None,
         *,
-        channel_order: str = "rgb",
-        short_edge: int | None = None,
-        long_edge: int | None = None,
+        channel_order: ChannelOrder = "rgb",
+        objects: str | Path | None = None,
+        instances: InstanceSource | None = None,
+        phrases: bool = False,
     ) -> None:
-        _check_common(size, channel_order, short_edge)
-        self.size = size
-        self.channel_order = channel_order
-        self.short_edge = short_edge
-        self.long_edge = long_edge
-        self._tables: dict[tuple, _Tables] = {}
+        self.input = input
+        self.channel_order = _one_of("channel_order", channel_order, get_args(ChannelOrder))
+        self.objects = None if objects is None else Path(objects)
+        if self.objects is not None and not self.objects.is_dir():
+            raise FileNotFoundError(f"eval.objects: no folder {self.objects}; it must hold one object PNG per image")
+        self.instances = instances if instances is None else _one_of("instances", instances, get_args(InstanceSource))
+        self.phrases = phrases
+        self._readers: dict[tuple[str, str], LabelReader] = {}
 
     def __call__(
         self,
@@ -149,49 +213,90 @@ class EvalMapper:
         rng: np.random.Generator | None = None,
     ) -> Sample:
         """Sample with label maps at their own size; `num_owner` and `num_foreign` where the record has instances."""
-        tables = _tables(self._tables, label_vocabulary, vocabulary, bits=record.label_bits, hidden=IGNORE_LABEL)
+        key = (label_vocabulary.key, vocabulary.key)
+        if key not in self._readers:
+            self._readers[key] = LabelReader(label_vocabulary, vocabulary)
+        reader = self._readers[key]
         image = _read_image(record)
-        whole = (0, 0, image.width, image.height)
-        labels = _read_labels(record, image, Geometry(whole), tables)
-        via = transforms.via_short_edge(image.height, image.width, short_edge=self.short_edge, long_edge=self.long_edge)
-        shown = Geometry(whole, (*via, (self.size, self.size))).image(image)
+        whole = Geometry((0, 0, image.width, image.height))
+        maps = reader.maps(record, image, whole)
+        geometry = whole if self.input is None else self.input.geometry(image.height, image.width)
+        given = None
+        if self.objects is not None:
+            path = str(self.objects / f"{record.image_id}.png")
+            given = torch.from_numpy(object_map(path, vocabulary, (image.height, image.width)))
         return Sample(
-            image=transforms.to_tensor(shown, channel_order=self.channel_order),
-            object_part=torch.from_numpy(tables.part.take(labels.object_part)),
-            object=torch.from_numpy(tables.object.take(labels.object)),
+            image=to_tensor(geometry.image(image), channel_order=self.channel_order),
+            object_part=torch.from_numpy(reader.part.take(maps.object_part)),
+            object=torch.from_numpy(reader.object.take(maps.object)),
             name=record.image_id,
             file_name=record.file_name,
-            num_owner=_optional_tensor(labels.num_owner),
-            num_foreign=_optional_tensor(labels.num_foreign),
+            num_owner=_optional_tensor(maps.num_owner),
+            num_foreign=_optional_tensor(maps.num_foreign),
+            instances=self.instances and reader.instances(record, image, whole, maps, self.instances),
+            phrases=_all_phrases(record, image, whole) if self.phrases else (),
+            given=given,
+            region=None if geometry.region == (0, 0, *geometry.size) else geometry.region,
         )
 
 
-def _check_common(size: int, channel_order: str, short_edge: int | None) -> None:
-    if size < 1 or (short_edge is not None and short_edge < 1):
-        raise ValueError(f"size={size} and short_edge={short_edge} must be positive")
-    if channel_order not in transforms.CHANNEL_ORDERS:
-        raise ValueError(f"channel_order={channel_order!r} is not one of {transforms.CHANNEL_ORDERS}")
+def about_object(sample: Sample, *, vocabulary: Vocabulary, rng: np.random.Generator) -> Sample | None:
+    """The sample about one of its objects: other objects' labels and instances are left out, `given` is its mask.
+
+    The object is one instance where the sample has instances of objects, else all pixels of one class; None where the
+    picture shows no object of the vocabulary.
+    """
+    kept = None
+    if sample.instances is not None and (sample.instances.level == INSTANCE_LEVELS.index("object")).any():
+        ids = torch.from_numpy(vocabulary.label_object_lut.copy())[sample.instances.label]
+        is_object = (sample.instances.level == INSTANCE_LEVELS.index("object")) & (ids < vocabulary.num_objects)
+        if not (is_object & sample.instances.has_mask).any():
+            return None
+        chosen = int(rng.choice((is_object & sample.instances.has_mask).nonzero().flatten().numpy()))
+        object_id, mask = int(ids[chosen]), sample.instances.masks[chosen]
+        kept = sample.instances.parent == chosen
+        kept[chosen] = True
+    else:
+        present = sample.object[sample.object < vocabulary.num_objects].unique()
+        if not len(present):
+            return None
+        object_id = int(rng.choice(present.numpy()))
+        mask = sample.object == object_id
+    owner = torch.from_numpy(vocabulary.object_lut.copy())[sample.object_part.long()]
+    given = torch.full_like(sample.object, BACKGROUND_LABEL).masked_fill_(mask, object_id)
+    return replace(
+        sample,
+        object_part=sample.object_part.masked_fill(~mask | (owner != object_id), IGNORE_LABEL),
+        object=given,
+        given=given,
+        instances=sample.instances if kept is None or sample.instances is None else sample.instances.select(kept),
+    )
 
 
-def _tables(
-    cache: dict[tuple, _Tables], label_vocabulary: Vocabulary, vocabulary: Vocabulary, *, bits: int, hidden: int
-) -> _Tables:
-    """Tables for one pair of vocabularies; made once, because a mapper sees the same pair for every record."""
-    key = (label_vocabulary.key, vocabulary.key, bits)
-    if key not in cache:
-        objects = label_vocabulary.object_lut_to(vocabulary).copy()
-        objects[: label_vocabulary.num_objects][objects[: label_vocabulary.num_objects] == IGNORE_LABEL] = hidden
-        parts = np.arange(IGNORE_LABEL + 1, dtype=np.int32)
-        cache[key] = _Tables(
-            part_file=io.file_table(parts, label_vocabulary.num_object_parts, bits=bits),
-            object_file=io.file_table(
-                label_vocabulary.label_object_lut, len(label_vocabulary.label_objects), bits=bits
-            ),
-            owner=label_vocabulary.object_lut,
-            part=label_vocabulary.lut_to(vocabulary),
-            object=objects,
-        )
-    return cache[key]
+def about_phrase(sample: Sample, photo: _Photo, *, rng: np.random.Generator) -> Sample | None:
+    """The sample with one phrase: a wording of a referring expression, or the name of a class that it shows.
+
+    In a flipped picture "left" and "right" change places in the words too.
+    """
+    phrases, vocabulary = photo.record.phrases, photo.reader.ours
+    if phrases:
+        phrase = phrases[int(rng.integers(len(phrases)))]
+        text = phrase.texts[int(rng.integers(len(phrase.texts)))]
+        mask = torch.from_numpy(phrase_mask(phrase.segmentation, photo.image, photo.record, photo.geometry))
+        return replace(sample, phrases=((mirrored(text) if photo.geometry.flip else text, mask),))
+    present = sample.object_part[sample.object_part < len(vocabulary)].unique()
+    if not len(present):
+        return None
+    label = int(rng.choice(present.numpy()))
+    return replace(sample, phrases=((vocabulary.prompts("object_part")[label], sample.object_part == label),))
+
+
+def _all_phrases(record: Record, image: Image.Image, geometry: Geometry) -> tuple[tuple[str, Tensor], ...]:
+    found = []
+    for phrase in record.phrases:
+        mask = torch.from_numpy(phrase_mask(phrase.segmentation, image, record, geometry))
+        found += [(text, mask) for text in phrase.texts]
+    return tuple(found)
 
 
 def _read_image(record: Record) -> Image.Image:
@@ -208,78 +313,13 @@ def _read_image(record: Record) -> Image.Image:
     return image
 
 
-def _read_labels(record: Record, image: Image.Image, geometry: Geometry, tables: _Tables) -> _Labels:
-    if record.polygons is not None:
-        object_part = _paint(record, image, geometry)
-    elif record.object_part_file_name is not None:
-        object_part = _read_png(record.object_part_file_name, image, record, geometry, tables.part_file, "object-part")
-    else:
-        raise ValueError(f"record {record.image_id!r} ({record.file_name}) has no part labels")
-    if record.instances is not None:
-        return _paint_instances(record, image, geometry, object_part, tables.owner)
-    if record.object_file_name is not None:
-        objects = _read_png(record.object_file_name, image, record, geometry, tables.object_file, "object")
-    else:
-        objects = tables.owner.take(object_part)
-        objects[objects == IGNORE_LABEL] = BACKGROUND_LABEL
-    return _Labels(object_part, objects)
+Choice = TypeVar("Choice")
 
 
-def _read_png(
-    path: str, image: Image.Image, record: Record, geometry: Geometry, table: np.ndarray, what: str
-) -> np.ndarray:
-    ids = io.read_label(path, bits=record.label_bits)
-    if ids.shape != (image.height, image.width):
-        raise ValueError(
-            f"label {path} is {ids.shape[0]} x {ids.shape[1]} (height x width), its image {record.file_name} is "
-            f"{image.height} x {image.width}; they do not belong together or one was resized"
-        )
-    return io.translate(geometry.labels(ids), table, path=path, what=what)
-
-
-def _mask(segmentation: object, image: Image.Image, record: Record, geometry: Geometry) -> np.ndarray:
-    return geometry.labels(io.decode_mask(segmentation, height=image.height, width=image.width, path=record.file_name))
-
-
-def _paint(record: Record, image: Image.Image, geometry: Geometry) -> np.ndarray:
-    """Object-part map of the record's polygons, later ones on top."""
-    labels = geometry.labels(np.full((image.height, image.width), IGNORE_LABEL, np.int32))
-    for object_part, segmentation in record.polygons or ():
-        labels[_mask(segmentation, image, record, geometry)] = object_part
-    return labels
-
-
-def _paint_instances(
-    record: Record, image: Image.Image, geometry: Geometry, object_part: np.ndarray, owner_lut: np.ndarray
-) -> _Labels:
-    """Object map of the instances, later on top, but pixels with a part label go to its owner if that covers them.
-
-    When some instances are not counted, they and part labels of objects without counted instance become IGNORE_LABEL.
-    """
-    owner = np.asfortranarray(owner_lut.take(object_part))  # masks are column-major too, mixing orders is slow
-    labelled = owner != IGNORE_LABEL
-    objects = np.full(owner.shape, BACKGROUND_LABEL, np.int32, order="F")
-    owned = np.zeros(owner.shape, bool, order="F")
-    num_owner, num_foreign = np.zeros_like(owned, np.uint8), np.zeros_like(owned, np.uint8)
-    instances = record.instances or ()
-    for instance in instances:
-        mask = _mask(instance.segmentation, image, record, geometry)
-        own = mask & (owner == instance.object_id)
-        objects[mask] = instance.object_id if instance.counted else IGNORE_LABEL
-        if instance.counted:
-            owned |= own
-            num_owner += own
-            num_foreign += mask & labelled & ~own
-    np.copyto(objects, owner, where=owned)
-    if not all(instance.counted for instance in instances):
-        counted = np.unique([instance.object_id for instance in instances if instance.counted])
-        # inside a counted instance another object's part label counts, as a foreign one: the instance's record has it
-        left_out = labelled & ~np.isin(owner, counted) & (num_foreign == 0)
-        object_part = np.where(left_out, np.int32(IGNORE_LABEL), object_part)
-        objects[left_out & (objects == BACKGROUND_LABEL)] = IGNORE_LABEL
-        num_owner[left_out] = 0
-        num_foreign[left_out] = 0
-    return _Labels(*map(np.ascontiguousarray, (object_part, objects, num_owner, num_foreign)))
+def _one_of(what: str, value: Choice, allowed: Sequence[object]) -> Choice:
+    if value not in allowed:
+        raise ValueError(f"{what}={value!r} is not one of {list(allowed)}")
+    return value
 
 
 def _optional_tensor(array: np.ndarray | None) -> Tensor | None:

@@ -15,16 +15,15 @@ from typing import Any
 
 import yaml
 
-from partseg.data import io
+from partseg.data import io, layout
 from partseg.data.dataset import Mapper, PartSegDataset, build, check_split
-from partseg.structures import Record
+from partseg.structures import Annotation, Record
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.shipped import shipped
 
 FOLDER_NAMES = ("PartImageNet", "PartImageNet_Seg", "partimagenet")
 LAYOUTS = (("images", "annotations"), ("images", "train.json"), ("images", "val.json"), ("val", "val.json"))
 SPLITS = ("train", "val", "test")
-LABEL_BITS = None  # polygons, no label files
 INDEX_FILE = "partimagenet_40_index.json"
 
 _log = logging.getLogger(__name__)
@@ -83,10 +82,10 @@ def partimagenet_40(
         listed = _read_index(root / INDEX_FILE, split, known=set(stems.values()), annotation_file=annotation_file)
         kept = {image_id: stem for image_id, stem in kept.items() if stem in listed}
     skipped: dict[str, int] = {}
-    polygons = read_polygons(data, kept, labels, names, skipped, annotation_file)
+    annotations = read_annotations(data, kept, labels, names, skipped, annotation_file)
     paths = find_images(root, split, sorted(kept.values()))
-    records = [_record(image, kept[image["id"]], paths, polygons) for image in data["images"] if image["id"] in kept]
-    labelled = sorted((r for r in records if r.polygons), key=lambda record: record.image_id)
+    records = [_record(image, kept[image["id"]], paths, annotations) for image in data["images"] if image["id"] in kept]
+    labelled = sorted((r for r in records if r.annotations), key=lambda record: record.image_id)
     skipped["image_without_annotations"] = len(records) - len(labelled)
     if any(skipped.values()):
         _log.warning("%s %s: left out: %s", name, split, skipped)
@@ -140,18 +139,18 @@ def _category_names(data: Mapping[str, Any], names: Source, path: Path) -> Mappi
     return names.categories
 
 
-def read_polygons(
+def read_annotations(
     data: Mapping[str, Any],
     kept: Mapping[Any, str],
     labels: Vocabulary,
     names: Source,
     skipped: dict[str, int],
     path: Path,
-) -> dict[Any, list[tuple[int, object]]]:
-    """(object-part id, segmentation) per image id, in file order; the object is the one of the image's synset."""
+) -> dict[Any, list[Annotation]]:
+    """Annotated object-parts per image id, in file order; the object is the one of the image's synset."""
     categories = _category_names(data, names, path)
     ids = {pair: i for i, pair in enumerate(labels.pairs)}
-    found: dict[Any, list[tuple[int, object]]] = {image_id: [] for image_id in kept}
+    found: dict[Any, list[Annotation]] = {image_id: [] for image_id in kept}
     for annotation in data["annotations"]:
         image_id = annotation["image_id"]
         if image_id not in kept:
@@ -168,7 +167,7 @@ def read_polygons(
             continue
         segmentation = io.usable_segmentation(annotation, skipped)
         if segmentation is not None:
-            found[image_id].append((ids[object_name, str(part)], segmentation))
+            found[image_id].append(Annotation("object_part", ids[object_name, str(part)], segmentation))
     return found
 
 
@@ -189,12 +188,52 @@ def find_images(root: Path, split: str, stems: Sequence[str]) -> dict[str, Path]
 
 
 def _record(
-    image: Mapping[str, Any], stem: str, paths: Mapping[str, Path], polygons: Mapping[Any, list[tuple[int, object]]]
+    image: Mapping[str, Any], stem: str, paths: Mapping[str, Path], annotations: Mapping[Any, Sequence[Annotation]]
 ) -> Record:
     return Record(
         image_id=stem,
         file_name=str(paths[stem]),
         height=image.get("height"),
         width=image.get("width"),
-        polygons=tuple(polygons[image["id"]]),
+        annotations=tuple(annotations[image["id"]]),
     )
+
+
+def scan(name: str, root: str, splits: Sequence[str], vocabulary: str) -> layout.Layout:
+    """Everything at `root`, and what is missing or too many; the index file does not restrict it."""
+    folder = io.resolve_root(root, names=FOLDER_NAMES, markers=LAYOUTS)
+    labels, names = shipped(vocabulary), source()
+    findings = [*layout.strays(folder)]
+    records: dict[str, tuple[Record, ...]] = {}
+    for split in splits:
+        path = find_annotations(folder, split)
+        data = io.read_coco(path)
+        selected = {
+            image_id: stem for image_id, stem in io.coco_stems(data, path).items() if synset_of(stem) in names.synsets
+        }
+        skipped: dict[str, int] = {}
+        annotations = read_annotations(data, selected, labels, names, skipped, path)
+        images = _photos(folder, split, set(selected.values()), findings)
+        wanted = dict.fromkeys(selected.values(), path)
+        findings += layout.unmatched(split, wanted, images, "photo", one_way=True)
+        foreign = skipped.pop("part_of_another_object", 0)
+        if foreign:
+            remedy = "category and synset of the file name disagree; compare with the original annotation file"
+            findings.append(layout.Finding(split, "part of another object", foreign, True, remedy))
+        findings += layout.skipped(split, skipped)
+        records[split] = tuple(
+            _record(image, selected[image["id"]], images, annotations)
+            for image in data["images"]
+            if selected.get(image["id"]) in images
+        )
+    return layout.Layout(folder, vocabulary, records, tuple(findings))
+
+
+def _photos(root: Path, split: str, stems: Collection[str], findings: list[layout.Finding]) -> dict[str, Path]:
+    """Photos by stem: flat, or in one folder per synset."""
+    base = root / "images" / split if (root / "images" / split).is_dir() else root / split
+    found = layout.files(base, io.IMAGE_SUFFIXES, split, findings)
+    for wnid in sorted({synset_of(stem) for stem in stems}):
+        if (base / wnid).is_dir():
+            found.update(layout.files(base / wnid, io.IMAGE_SUFFIXES, split, findings))
+    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from partseg.data import io
+from partseg.data import io, layout
 from partseg.data.dataset import Mapper, PartSegDataset, build, check_split
 from partseg.structures import Record
 from partseg.vocabulary.shipped import shipped
@@ -16,7 +16,11 @@ from partseg.vocabulary.shipped import shipped
 FOLDER_NAMES = ("PascalPart116", "Pascal-Part-116")
 PART_FOLDER = "annotations_detectron2_part"
 OBJECT_FOLDER = "annotations_detectron2_obj"
-LABEL_BITS = 8
+
+PUBLISHED = {
+    "train": {"images": 8431, "(image, part) pairs": 53067},
+    "val": {"images": 850, "(image, part) pairs": 4957},
+}
 
 
 def pascal_part_116(
@@ -43,15 +47,7 @@ def pascal_part_116(
         images = io.keep_listed(images, root / f"train_{shots}shot.json")
     parts = io.match_labels(images, root / PART_FOLDER / split)
     objects = io.match_labels(images, root / OBJECT_FOLDER / split)
-    records = [
-        Record(
-            image_id=stem,
-            file_name=str(path),
-            object_part_file_name=str(parts[stem]),
-            object_file_name=str(objects[stem]),
-        )
-        for stem, path in images.items()
-    ]
+    records = [_record(stem, path, parts[stem], objects[stem]) for stem, path in images.items()]
     return build(
         records,
         label_vocabulary=shipped(vocabulary).with_unseen(unseen_objects),
@@ -61,3 +57,24 @@ def pascal_part_116(
         split=split,
         all_seen=all_seen,
     )
+
+
+def scan(name: str, root: str, splits: Sequence[str], vocabulary: str) -> layout.Layout:
+    """Everything at `root`, and what is missing or too many."""
+    folder = io.resolve_root(root, names=FOLDER_NAMES, markers=[("images", PART_FOLDER, OBJECT_FOLDER)])
+    findings = [*layout.strays(folder)]
+    records: dict[str, tuple[Record, ...]] = {}
+    for split in splits:
+        images = layout.files(folder / "images" / split, io.IMAGE_SUFFIXES, split, findings)
+        parts = layout.files(folder / PART_FOLDER / split, (".png",), split, findings)
+        objects = layout.files(folder / OBJECT_FOLDER / split, (".png",), split, findings)
+        findings += layout.unmatched(split, images, parts, "part label")
+        findings += layout.unmatched(split, images, objects, "object label")
+        complete = [stem for stem in images if stem in parts and stem in objects]
+        records[split] = tuple(_record(stem, images[stem], parts[stem], objects[stem]) for stem in complete)
+    expected = PUBLISHED if name == "pascal_part_116" else {}
+    return layout.Layout(folder, vocabulary, records, tuple(findings), expected)
+
+
+def _record(stem: str, image: Path, part: Path, objects: Path) -> Record:
+    return Record(stem, str(image), object_part_file_name=str(part), object_file_name=str(objects))

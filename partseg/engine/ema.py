@@ -1,59 +1,55 @@
-"""Averaged weights: shadow <- decay * shadow + (1 - decay) * weights after every step."""
+"""Averaged weights: average <- decay * average + (1 - decay) * weights after every step, buffers included."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+COUNT = "n_averaged"
 
 
 class Ema:
-    """Exponential moving average of the trainable parameters; frozen ones equal their average."""
+    """Exponential moving average of a model, in `module`; frozen parameters are shared with the model, not copied."""
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         if not 0 < decay < 1:
             raise ValueError(f"train.ema_decay={decay} is not between 0 and 1, for example 0.999; null switches it off")
-        self.decay = decay
-        self.shadow = {name: p.detach().clone() for name, p in _trainable(model)}
+        self._averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        for own, averaged in zip(model.parameters(), self.module.parameters(), strict=True):
+            if not own.requires_grad:
+                averaged.data = own.data
+        self._averaged.requires_grad_(False)
+        self._trained = {name for name, p in model.named_parameters() if p.requires_grad}
+
+    @property
+    def module(self) -> nn.Module:
+        """The model with averaged weights, for evaluation."""
+        return self._averaged.module
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the weights."""
-        weights = [p.detach() for _, p in _trainable(model)]
-        torch._foreach_lerp_(list(self.shadow.values()), weights, 1 - self.decay)
-
-    @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
-        """The model carries the averaged weights inside the block, its own ones after it."""
-        own = {name: p.detach().clone() for name, p in _trainable(model)}
-        _copy(self.shadow, model)
-        try:
-            yield
-        finally:
-            _copy(own, model)
+        """Move the average towards the weights; the first time it becomes them."""
+        self._averaged.update_parameters(model)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Averages by parameter name."""
-        return dict(self.shadow)
+        """Averages of trained parameters and of buffers by name, and how many steps are in them."""
+        frozen = {name for name, _ in self.module.named_parameters()} - self._trained
+        state = {name: value for name, value in self.module.state_dict().items() if name not in frozen}
+        return {**state, COUNT: self._averaged.n_averaged}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over saved averages; KeyError names parameters that are on one side only."""
-        if set(state) != set(self.shadow):
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over saved averages; KeyError names those that are on one side only."""
+        own = self.state_dict()
+        # checkpoints of before 2026-12 hold parameters only, and no count
+        missing = {name for name in own if name not in state and name in self._trained}
+        strange = set(state) - set(own)
+        if missing or strange:
             raise KeyError(
-                f"averaged weights of other parameters: {sorted(set(state) ^ set(self.shadow))[:5]}; "
-                "was the freeze policy changed?"
+                f"averaged weights of other parameters: {sorted(missing | strange)[:5]}; was the freeze policy changed?"
             )
-        for name, value in self.shadow.items():
-            value.copy_(state[name])
-
-
-def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-
-
-@torch.no_grad()
-def _copy(weights: dict[str, Tensor], model: nn.Module) -> None:
-    for name, parameter in _trainable(model):
-        parameter.copy_(weights[name])
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(state[name] if name in state else torch.ones_like(value) if name == COUNT else value)

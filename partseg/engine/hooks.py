@@ -136,8 +136,7 @@ class EvalHook(Hook):
         due = trainer.iteration % self.every == 0 or trainer.iteration == trainer.iterations
         if not due or trainer.stopping:
             return
-        with trainer.ema.applied(trainer.model) if trainer.ema is not None else nullcontext():
-            scores = self.run.evaluate(trainer.model)
+        scores = self.run.evaluate(evaluated_model(trainer))
         for writer in self.run.writers:
             writer.scalars({k: v for k, v in scores.items() if v is not None}, iteration=trainer.iteration)
         if distributed.is_main():
@@ -163,33 +162,60 @@ class EvalHook(Hook):
 
 
 class VisualizeHook(Hook):
-    """Writes photo, truth and object-part labels of a few validation images every `every` steps, as one picture."""
+    """Draws a few validation images every `every` steps: photo, truth, and the labels that each evaluator would score."""
 
-    def __init__(self, run: Run, *, every: int, num_images: int = 4) -> None:
+    def __init__(self, run: Run, *, every: int, num_images: int = 4, max_side: int = 400) -> None:
         self.run = run
         self.every = every
         self.num_images = num_images
+        self.max_side = max_side
 
     def after_step(self, trainer: Trainer) -> None:
         """Draw when due, on rank 0."""
         if trainer.iteration % self.every or trainer.stopping or not distributed.is_main():
             return
         samples = [self.run.samples[i] for i in range(min(self.num_images, len(self.run.samples)))]
-        picture = tile([p for sample in samples for p in self.row(trainer.model, sample)], columns=3)
+        rows = self.rows(evaluated_model(trainer), samples)
+        picture = tile([p for row in rows for p in row], columns=len(rows[0]))
         save_png(picture, self.run.directory / "pictures" / f"iter_{trainer.iteration:07d}.png")
         for writer in self.run.writers:
             writer.image("pictures", picture, iteration=trainer.iteration)
 
-    @torch.no_grad()
-    def row(self, model: nn.Module, sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Photo, truth and best class of one sample at network size."""
-        device = next(model.parameters()).device
-        outputs = model(sample.image[None].to(device), self.run.vocabulary)
-        image = sample.image.permute(1, 2, 0).contiguous().numpy()
-        labels = outputs.object_part[0].argmax(0).to(torch.int32).cpu()
-        names = self.run.vocabulary.object_parts
-        truth = _nearest(sample.object_part, labels.shape)
-        return image, overlay(image, truth.numpy(), names), overlay(image, labels.numpy(), names)
+    def rows(self, model: nn.Module, samples: Sequence[Sample]) -> list[list[np.ndarray]]:
+        """Photo, truth and one picture per evaluator that scores labels, for each sample."""
+        training, names = model.training, self.run.vocabulary.object_parts
+        model.eval()
+        try:
+            found = [
+                {"truth": sample.object_part, **predicted_labels(model, sample, self.run)} for sample in samples
+            ]
+        finally:
+            model.train(training)
+        rows = []
+        for sample, labels in zip(samples, found):
+            photo = np.asarray(fitted(upright(read_image(sample.file_name)), self.max_side))
+            shown = [resize_labels(each.cpu().numpy(), photo.shape[:2]) for each in labels.values()]
+            rows.append([photo, *(overlay(photo, each, names) for each in shown)])
+        return rows
+
+
+def predicted_labels(model: nn.Module, sample: Sample, run: Run) -> dict[str, Tensor]:
+    """The label map of each evaluator that scores one, made as the runner makes it but not counted."""
+    scored = {name: e for name, e in run.evaluators.items() if isinstance(e, PixelEvaluator)}
+    device = device_of(model)
+    prepared = run.predictor.prepare(model, run.vocabulary)
+    labels = {}
+    for name, evaluator in scored.items():
+        told = told_objects(model, run.predictor, {name: evaluator})
+        prediction = predict_batch(prepared, EvalBatch(sample.image[None], (sample,)), told=told)[0]
+        answer = Answer(prediction, run.vocabulary, class_chunk=run.predictor.class_chunk)
+        labels[name] = evaluator.protocol.labels(answer.labels, on_device(sample, device), run.vocabulary)
+    return labels
+
+
+def evaluated_model(trainer: Trainer) -> nn.Module:
+    """The model whose scores count: the averaged weights where there are any."""
+    return trainer.model if trainer.ema is None else trainer.ema.module
 
 
 class ProfileHook(Hook):
@@ -225,9 +251,3 @@ def save_checkpoint(checkpoints: Checkpoints, trainer: Trainer) -> Path:
         vocabulary=trainer.vocabulary,
         ema=trainer.ema,
     )
-
-
-def _nearest(labels: Tensor, size: tuple[int, ...]) -> Tensor:
-    rows = torch.arange(size[0]) * labels.shape[0] // size[0]
-    columns = torch.arange(size[1]) * labels.shape[1] // size[1]
-    return labels[rows][:, columns]

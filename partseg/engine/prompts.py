@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from partseg.labels import presence
 from partseg.structures import Batch
-from partseg.systems.part_clipseg.attention_maps import presence
 from partseg.utils import distributed
 from partseg.vocabulary.names import Vocabulary
 
@@ -30,10 +29,15 @@ class PromptSampling:
         if not 0 <= self.share <= 1:
             raise ValueError(f"train.prompt_share={self.share} is not between 0 and 1 (null: all prompts, the paper's)")
 
-    def __call__(
-        self, batches: Sequence[Batch], vocabulary: Vocabulary, *, iteration: int
-    ) -> tuple[Vocabulary, list[Batch]]:
-        """This step's vocabulary, the same on all ranks, and the batches with labels in it."""
+    def __call__(self, batches: Sequence[Batch], *, iteration: int) -> list[Batch]:
+        """The batches in this step's part of their vocabularies, which is the same on all ranks."""
+        smaller: dict[str, Callable[[Batch], Batch]] = {}
+        for vocabulary in {batch.vocabulary.key: batch.vocabulary for batch in batches}.values():
+            same = [batch for batch in batches if batch.vocabulary.key == vocabulary.key]
+            smaller[vocabulary.key] = self._subset(same, vocabulary, iteration)
+        return [smaller[batch.vocabulary.key](batch) for batch in batches]
+
+    def _subset(self, batches: Sequence[Batch], vocabulary: Vocabulary, iteration: int) -> Callable[[Batch], Batch]:
         kept = self.present(batches, vocabulary)
         kept |= np.random.default_rng([self.seed, iteration]).random(len(vocabulary)) < self.share
         if not kept.any():
@@ -42,20 +46,21 @@ class PromptSampling:
         device = batches[0].object_part.device
         luts = vocabulary.lut_to(subset), vocabulary.object_lut_to(subset)
         part_lut, object_lut = (torch.from_numpy(lut.copy()).to(device) for lut in luts)
-        return subset, [
-            replace(b, object_part=part_lut[b.object_part.long()], object=object_lut[b.object.long()]) for b in batches
-        ]
+
+        def relabelled(batch: Batch) -> Batch:
+            if batch.instances is not None or batch.given is not None:
+                raise ValueError("train.prompt_share is for label maps; the data set also gives instances or objects")
+            parts, objects = part_lut[batch.object_part.long()], object_lut[batch.object.long()]
+            return replace(batch, object_part=parts, object=objects, vocabulary=subset)
+
+        return relabelled
 
     def present(self, batches: Sequence[Batch], vocabulary: Vocabulary) -> np.ndarray:
         """bool [K]: object-parts that some process must see in this step."""
         sizes = len(vocabulary), vocabulary.num_objects
-        parts = _any([presence(b.object_part, sizes[0]) for b in batches])
-        objects = _any([presence(b.object, sizes[1]) for b in batches])
+        parts = torch.cat([presence(b.object_part, sizes[0]) for b in batches]).any(0)
+        objects = torch.cat([presence(b.object, sizes[1]) for b in batches]).any(0)
         found = distributed.reduce_sum(torch.cat([parts, objects]).long()).cpu().numpy() > 0
         parts_found, objects_found = found[: sizes[0]], found[sizes[0] :]
         objects_found[vocabulary.object_of[parts_found]] = False
         return parts_found | objects_found[vocabulary.object_of]
-
-
-def _any(masks: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(masks)).any(0)

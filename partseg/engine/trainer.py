@@ -13,8 +13,10 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
+from torch.profiler import record_function
 
 from partseg.engine.ema import Ema
 from partseg.engine.prompts import PromptSampling
@@ -57,7 +59,8 @@ class Trainer:
 
     `schedule(iteration)` multiplies every parameter group's `initial_lr`. `loader` is endless and starts at the
     iteration to resume from. `clip_norm` None = no clipping. `precision` bf16 runs the forward pass under autocast.
-    `prompt_sampling` lets each step see part of the vocabulary, which changes the objective.
+    `prompt_sampling` lets each step see part of the vocabulary, which changes the objective. `vocabulary` is kept with
+    checkpoints; what a batch is in is its own. `phase` is entered around the parts of a step: a profiler sees them.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Trainer:
         ema: Ema | None = None,
         prompt_sampling: PromptSampling | None = None,
         hooks: Sequence[Hook] = (),
+        phase: Callable[[str], AbstractContextManager] = record_function,
     ) -> None:
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"train.precision={precision!r} is not one of 'fp32', 'bf16'")
@@ -93,7 +97,9 @@ class Trainer:
         self.ema = ema
         self.prompt_sampling = prompt_sampling
         self.hooks = hooks
+        self.phase = phase
         self.device = next(model.parameters()).device
+        self.stop_request = StopRequest()
         self.iteration = 0
         self.stopping = False
         self.last: Step | None = None
@@ -102,7 +108,7 @@ class Trainer:
         """Run from `start` to the last iteration, or to the step in which a stop was asked for; True if complete."""
         self.iteration = start
         self.model.train()
-        with StopRequest() as self.stop_request, _advice_when_out_of_memory():
+        with self.stop_request, self._advice_when_out_of_memory():
             batches = iter(self.loader)
             for hook in self.hooks:
                 hook.before_train(self)
@@ -116,41 +122,61 @@ class Trainer:
         return self.iteration >= self.iterations
 
     def step(self, batches: Iterator[Batch]) -> Step:
-        """One optimizer step: lr, micro-batches, forward, criterion, finite check, backward, clip, update."""
+        """One optimizer step: lr, micro-batches, forward, criterion, backward, finite check, clip, update.
+
+        The loop waits for the device once, to read the losses before they change a weight; everything else is queued.
+        """
         start = time.perf_counter()
         lr = self.set_lr()
-        micro_batches = [next(batches) for _ in range(self.accumulation)]
+        with self.phase("data"):
+            micro_batches = [next(batches) for _ in range(self.accumulation)]
         data_seconds = time.perf_counter() - start
-        micro_batches = [batch.to(self.device, non_blocking=True) for batch in micro_batches]
-        vocabulary = self.vocabulary
+        with self.phase("transfer"):
+            micro_batches = [batch.to(self.device, non_blocking=True) for batch in micro_batches]
         if self.prompt_sampling is not None:
-            vocabulary, micro_batches = self.prompt_sampling(micro_batches, vocabulary, iteration=self.iteration)
-        counts = self.reduce_counts(micro_batches, vocabulary)
+            with self.phase("prompt sampling"):
+                micro_batches = self.prompt_sampling(micro_batches, iteration=self.iteration)
+        with self.phase("loss counts"):
+            counts = self.reduce_counts(micro_batches)
+        stops = distributed.reduce_sum(torch.tensor(float(self.stop_request), device=self.device))
 
         losses, values = [], []
         for index, batch in enumerate(micro_batches):
             with self.gradient_sync(last=index == self.accumulation - 1):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    outputs = self.network(batch.images, vocabulary, attention_layers=self.criterion.attention_layers)
-                loss, terms = self.criterion(outputs, batch, vocabulary, counts)
-                check_finite(loss, terms, iteration=self.iteration, names=batch.names)
-                # read here, while the device is idle anyway after the check: later it would wait for the backward pass
-                self.stopping = bool(counts["stop_requests"] > 0)
-                (loss * distributed.world_size()).backward()  # DDP averages; the loss is a share of the global one
+                loss, terms = self.loss(batch, counts)
+                with self.phase("backward"):
+                    # DDP averages gradients; the loss is a share of the global one
+                    (_reaching_all(loss, self.model) * distributed.world_size()).backward()
             losses.append(loss.detach())
             values.append(terms)
 
-        max_norm = float("inf") if self.clip_norm is None else self.clip_norm
-        grad_norm = clip_grad_norm_(self.model.parameters(), max_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update(self.model)
+        with self.phase("wait"):
+            *read, stop = torch.stack([*losses, stops]).tolist()
+        for value, terms, batch in zip(read, values, micro_batches):
+            check_finite(value, terms, iteration=self.iteration, names=batch.names)
+        # every process sees the same number of stop requests, so that all stop at the same step
+        self.stopping = stop > 0
 
-        terms = {name: torch.stack([v[name] for v in values]).sum() for name in values[0]}
+        with self.phase("optimiser"):
+            max_norm = float("inf") if self.clip_norm is None else self.clip_norm
+            grad_norm = clip_grad_norm_(self.model.parameters(), max_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.ema is not None:
+                self.ema.update(self.model)
+
+        names = dict.fromkeys(name for terms in values for name in terms)
+        terms = {name: torch.stack([v[name] for v in values if name in v]).sum() for name in names}
         num_images = sum(len(batch) for batch in micro_batches)
         seconds = time.perf_counter() - start
         return Step(torch.stack(losses).sum(), terms, grad_norm, lr, num_images, seconds, data_seconds)
+
+    def loss(self, batch: Batch, counts: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward pass and criterion of one micro-batch."""
+        with self.phase("network"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            outputs = self.network(batch, reads=self.criterion.reads)
+        with self.phase("loss"):
+            return self.criterion(outputs, batch, counts)
 
     def set_lr(self) -> float:
         """Learning rates of this iteration, from `initial_lr` alone; returns the first group's."""
@@ -159,14 +185,10 @@ class Trainer:
             group["lr"] = group["initial_lr"] * factor
         return self.optimizer.param_groups[0]["lr"]
 
-    def reduce_counts(self, micro_batches: Sequence[Batch], vocabulary: Vocabulary) -> dict[str, Tensor]:
-        """The criterion's counts, and how many processes were asked to stop, over all micro-batches and processes.
-
-        One all-reduce per step; because every process sees the same number of stop requests, all stop at the same step.
-        """
-        per_batch = [self.criterion.counts(batch, vocabulary) for batch in micro_batches]
+    def reduce_counts(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """The criterion's counts over all micro-batches and processes; one all-reduce per step."""
+        per_batch = [self.criterion.counts(batch) for batch in micro_batches]
         counts = {name: torch.stack([c[name] for c in per_batch]).sum() for name in per_batch[0]}
-        counts["stop_requests"] = torch.tensor(float(self.stop_request), dtype=torch.float64, device=self.device)
         return dict(zip(counts, distributed.reduce_sum(torch.stack(list(counts.values())))))
 
     def gradient_sync(self, *, last: bool) -> AbstractContextManager:
@@ -175,6 +197,17 @@ class Trainer:
             return nullcontext()
         return self.network.no_sync()
 
+    @contextmanager
+    def _advice_when_out_of_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            own = "".join(f"{advice}, " for advice in getattr(self.model, "saves_memory", ()))
+            raise RuntimeError(
+                "the GPU is out of memory. Lower, in this order: train.accumulation=2 (or 4; same result, less memory), "
+                f"train.precision=bf16, {own}train.batch_size. ({str(error).splitlines()[0]})"
+            ) from error
+
 
 def _distribute(model: nn.Module) -> nn.Module:
     if distributed.world_size() == 1:
@@ -182,12 +215,22 @@ def _distribute(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
-@contextmanager
-def _advice_when_out_of_memory() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise RuntimeError(
-            "the GPU is out of memory. Lower, in this order: train.accumulation=2 (or 4; same result, less memory), "
-            f"train.precision=bf16, model.decoder_checkpoint=true, train.batch_size. ({str(error).splitlines()[0]})"
-        ) from error
+def _reaching_all(loss: Tensor, model: nn.Module) -> Tensor:
+    """The loss, plus zero times every trainable parameter that it does not depend on.
+
+    What a step does not use (a head that no term reads, a branch of another data set) then has a gradient of 0 instead
+    of none, on one process as on many, where DistributedDataParallel would wait for it.
+    """
+    reached: set[int] = set()
+    seen: set[Node] = set()
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (variable := getattr(node, "variable", None)) is not None:
+            reached.add(id(variable))
+        waiting += [following for following, _ in node.next_functions]
+    idle = [p for p in model.parameters() if p.requires_grad and id(p) not in reached]
+    return loss + torch.stack([p.sum() for p in idle]).sum() * 0 if idle else loss

@@ -1,133 +1,82 @@
-"""One protocol's counts over a data set: reset, process images, evaluate (sums over processes). Integers only.
-
-The confusion matrix lives on the device of the scores; boundaries are counted on the CPU.
-"""
+"""What scores predictions, whatever they are: `Evaluator`, and the `Result` that it leaves for tables and files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from partseg.evaluation import boundary
-from partseg.evaluation.labels import Choice, ScoreReader
-from partseg.evaluation.metrics import Averaging, check_averaging
-from partseg.evaluation.protocols import Protocol, Truth
-from partseg.labels import IGNORE_LABEL
+from partseg.evaluation.labels import LabelReader, reader_of
+from partseg.prediction import PhraseScores, Prediction, Segments
 from partseg.structures import Sample
-from partseg.utils import distributed
 from partseg.vocabulary.names import Vocabulary
 
-METRICS = ("iou", "accuracy", "recall", "boundary_iou", *boundary.D2_RULES)
+Objects = Literal["none", "truth", "given"]
+"""What is known of the objects when a prediction is read: nothing, the annotated ones, or those of some segmenter."""
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What one evaluator counted on all processes. `confusion` is [truth, prediction]; K is background."""
+class Answer:
+    """One prediction as evaluators see it; what several of them need is made once."""
 
-    protocol: str
-    averaging: Averaging
-    metrics: tuple[str, ...]
-    confusion: Int[np.ndarray, "K+1 K+1"]
-    num_images: int
-    num_dropped: int
-    bands: Int[np.ndarray, "3 K"] | None = None
-    differences: Mapping[str, boundary.Differences] = field(default_factory=dict)
+    def __init__(self, prediction: Prediction, vocabulary: Vocabulary, *, class_chunk: int | None = None) -> None:
+        self.prediction = prediction
+        self.vocabulary = vocabulary
+        self.class_chunk = class_chunk
+
+    @cached_property
+    def labels(self) -> LabelReader:
+        """Label maps of dense scores or segments."""
+        return reader_of(self.prediction, self.vocabulary, class_chunk=self.class_chunk)
+
+    @property
+    def segments(self) -> Segments:
+        """The instances; TypeError for a system that predicts none."""
+        return self._as(Segments, "instances", "pixels (evaluator=default)")
+
+    @property
+    def phrases(self) -> PhraseScores:
+        """A mask per phrase; TypeError for any other prediction."""
+        return self._as(PhraseScores, "a mask per phrase", "pixels or instances")
+
+    def _as(self, kind: type, what: str, instead: str) -> Any:
+        if not isinstance(self.prediction, kind):
+            name = type(self.prediction).__name__
+            raise TypeError(f"this evaluator scores {what}, the system gave {name}; score its {instead} instead")
+        return self.prediction
 
 
-class Evaluator:
-    """Counts of one protocol; `metrics` names what is computed (see METRICS), `averaging` what the tables show."""
+class Result(Protocol):
+    """What an evaluator measured on all processes."""
 
-    def __init__(
-        self,
-        protocol: Protocol,
-        *,
-        metrics: Sequence[str] = ("iou", "accuracy", "recall"),
-        averaging: Averaging = "present",
-    ) -> None:
-        unknown = sorted(set(metrics) - set(METRICS))
-        if unknown:
-            raise ValueError(f"evaluator metrics {unknown} do not exist; there are {list(METRICS)}")
-        check_averaging(averaging)
-        self.protocol = protocol
-        self.metrics = tuple(metrics)
-        self.averaging: Averaging = averaging
-        self._d2_rules = [rule for rule in boundary.D2_RULES if rule in metrics]
+    def scores(self) -> dict[str, float | None]:
+        """Flat scores in percent, None where one is not defined; `X_seen`, `X_unseen`, `X_harmonic` beside `X`."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """The evaluator's entry in results.json; it holds `kind` and `metrics`, which are the scores."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Counts over a data set: reset, process images, evaluate (over all processes).
+
+    `words` says whether predictions are about the vocabulary or about each image's own phrases. `objects` says what of
+    the objects is shown to whoever reads the prediction; a system that is itself told the objects is refused by others.
+    """
+
+    words: Literal["vocabulary", "phrases"]
+    objects: Objects
 
     def reset(self, vocabulary: Vocabulary, device: torch.device | str = "cpu") -> None:
-        """Start counting for a vocabulary; the confusion matrix is kept on `device`."""
-        classes = len(vocabulary)
-        if self._d2_rules and classes > boundary.LARGEST_D2:
-            raise ValueError(
-                f"{self._d2_rules[0]} restates an evaluator of at most {boundary.LARGEST_D2} classes, "
-                f"{vocabulary.name!r} has {classes}; remove it from the evaluator's metrics"
-            )
-        self.vocabulary = vocabulary
-        self._confusion = torch.zeros((classes + 2) * (classes + 1), dtype=torch.int64, device=device)
-        self._images = torch.zeros(2, dtype=torch.int64)
-        self._bands = torch.zeros(3, classes, dtype=torch.int64)
-        self._differences = torch.zeros(len(self._d2_rules), classes + 1, classes + 1, dtype=torch.int64)
+        """Start anew for a vocabulary; counts may be kept on `device`."""
+        ...
 
-    def choose(self, reader: ScoreReader, sample: Sample) -> Choice | None:
-        """What this protocol wants to know of an image's scores; None for the argmax over everything."""
-        return self.protocol.choose(reader, sample, self.vocabulary)
+    def process(self, answer: Answer, sample: Sample) -> Tensor | None:
+        """Count one image; the label map [h, w] that was scored, for evaluators that score one."""
+        ...
 
-    def process(self, labels: Int[Tensor, "h w"], sample: Sample) -> None:
-        """Count one image: predicted `labels` (0..K-1, K background) against the sample, both on the same device."""
-        truth = self.protocol.truth(sample, self.vocabulary)
-        classes = len(self.vocabulary)
-        # pixels that do not count go to one row more, which is cheaper than selecting the others
-        index = (truth.labels.clamp(max=classes + 1) * (classes + 1) + labels).flatten()
-        weight = None if truth.weight is None else truth.weight.double().flatten()
-        self._confusion += torch.bincount(index, weight, minlength=self._confusion.numel()).to(torch.int64)
-        self._images += torch.tensor([1, truth.num_dropped])
-        if "boundary_iou" in self.metrics or self._d2_rules:
-            self._process_boundaries(labels.cpu().numpy(), sample, truth)
-
-    def _process_boundaries(self, labels: np.ndarray, sample: Sample, truth: Truth) -> None:
-        classes = len(self.vocabulary)
-        target = truth.labels.cpu().numpy()
-        if "boundary_iou" in self.metrics:
-            counted = target != IGNORE_LABEL
-            if truth.weight is not None:
-                counted &= truth.weight.cpu().numpy() > 0
-            counts = boundary.count_bands(
-                np.where(counted, target, classes), np.where(counted, labels, classes), classes
-            )
-            self._bands += torch.from_numpy(counts)
-        for rule, total in zip(self._d2_rules, self._differences):
-            counts = boundary.confuse_differences(
-                np.where(target == IGNORE_LABEL, classes, target),
-                labels,
-                sample.object.cpu().numpy(),
-                classes,
-                rule=rule,
-                given_objects=self.protocol.given_objects,
-            )
-            total += torch.from_numpy(counts)
-
-    def evaluate(self) -> Counts:
-        """Counts of all processes; every process must call it."""
-        classes = len(self.vocabulary)
-        confusion = distributed.reduce_sum(self._confusion)[: (classes + 1) ** 2].view(classes + 1, classes + 1)
-        num_images, num_dropped = distributed.reduce_sum(self._images).tolist()
-        bands = distributed.reduce_sum(self._bands).numpy() if "boundary_iou" in self.metrics else None
-        differences = distributed.reduce_sum(self._differences).numpy()
-        background = {"boundary_iou_d2_labelled": not self.protocol.given_objects}
-        return Counts(
-            protocol=self.protocol.name,
-            averaging=self.averaging,
-            metrics=self.metrics,
-            confusion=confusion.cpu().numpy(),
-            num_images=num_images,
-            num_dropped=num_dropped,
-            bands=bands,
-            differences={
-                rule: boundary.Differences(matrix, background.get(rule, False))
-                for rule, matrix in zip(self._d2_rules, differences)
-            },
-        )
+    def evaluate(self) -> Result:
+        """What was counted on all processes; every process must call it."""
+        ...

@@ -1,17 +1,19 @@
-"""Scores of one image to label maps: every protocol asks for its choice, and what they share is computed once."""
+"""A prediction to label maps: every protocol asks for its choice, and what they share is computed once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from partseg.evaluation import upsample
-from partseg.structures import Scores
+from partseg.prediction import DenseScores, Prediction, Segments
 from partseg.vocabulary.names import Vocabulary
 
 PartTable = tuple[tuple[int, ...], ...]
@@ -31,15 +33,48 @@ def own_parts(vocabulary: Vocabulary) -> PartTable:
     return tuple(tuple(vocabulary.parts_of_object(o).tolist()) for o in range(vocabulary.num_objects))
 
 
+class LabelReader(Protocol):
+    """Label maps of one prediction at the size it is to be read at. Background is id K (objects: id O)."""
+
+    has_objects: bool
+
+    @property
+    def objects(self) -> Int[Tensor, "h w"]:
+        """int32 map of the predicted objects; ValueError for systems that predict none (`has_objects` is false)."""
+        ...
+
+    @property
+    def object_parts(self) -> Int[Tensor, "h w"]:
+        """int32 map of the best object-part among all, and background."""
+        ...
+
+    def choose(self, choice: Choice) -> Int[Tensor, "h w"]:
+        """int32 object-part map: the best part of each pixel's object, K where there is no object."""
+        ...
+
+
+def reader_of(prediction: Prediction, vocabulary: Vocabulary, *, class_chunk: int | None = None) -> LabelReader:
+    """The reader of a prediction; TypeError for one that gives no labels of a vocabulary (a mask per phrase)."""
+    if isinstance(prediction, DenseScores):
+        return ScoreReader(prediction.cropped(), class_chunk=class_chunk)
+    if isinstance(prediction, Segments):
+        return SegmentReader(prediction, vocabulary)
+    raise TypeError(f"a {type(prediction).__name__} holds no labels of a vocabulary; use evaluator=referring")
+
+
 class ScoreReader:
-    """Label maps of one image, at the size its scores are to be read at. Background is id K (objects: id O).
+    """Labels of dense scores; `class_chunk` classes are upsampled at a time, which never changes a label."""
 
-    `class_chunk` is the number of classes upsampled at a time; it never changes a label.
-    """
-
-    def __init__(self, scores: Scores, *, class_chunk: int | None = None) -> None:
+    def __init__(self, scores: DenseScores, *, class_chunk: int | None = None) -> None:
         self.scores = scores
         self.class_chunk = class_chunk
+        self.has_objects = scores.object is not None
+        self._best: dict[tuple[int, ...], Tensor] = {}
+        sums = [x.float().sum() for x in (scores.object_part, scores.object) if x is not None]
+        if not torch.isfinite(torch.stack(sums)).all():
+            raise ValueError(
+                "the network's scores are not finite (NaN or infinite): the weights or the precision are broken"
+            )
 
     @cached_property
     def objects(self) -> Int[Tensor, "h w"]:
@@ -53,47 +88,64 @@ class ScoreReader:
         """Object-part with the highest score among all, K where background has it."""
         return upsample.argmax(self.scores.object_part, self.scores.size, chunk=self.class_chunk)
 
-    def choose(self, choices: Sequence[Choice]) -> list[Int[Tensor, "h w"]]:
-        """int32 object-part map for each choice: the best part of the pixel's object, K where there is no object.
-
-        Each object's parts are upsampled once for all choices that name it.
-        """
-        background = len(self.scores.object_part) - 1
-        distinct = list({(id(choice.objects), choice.parts): choice for choice in choices}.values())
-        # whole numbers in float32, because a CPU compares and adds those several times faster than integers
-        maps = [choice.objects.float() for choice in distinct]
-        labels = [torch.zeros_like(objects) for objects in maps]
-        wanted: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        for i, choice in enumerate(distinct):
-            for object_id in _present(choice.objects, len(choice.parts)):
-                wanted.setdefault(choice.parts[object_id], []).append((i, object_id))
-        for parts, places in wanted.items():
-            masks = [torch.eq(maps[i], object_id, out=torch.empty_like(maps[i])) for i, object_id in places]
-            box = _bounding_box(masks)
-            inside = (slice(box[0], box[2]), slice(box[1], box[3]))
-            channels = torch.tensor(parts, device=self.scores.object_part.device)
-            best = upsample.argmax(
-                self.scores.object_part, self.scores.size, channels=channels, box=box, chunk=self.class_chunk
-            )
-            offset = best.float().sub_(background)
-            for (i, _), mask in zip(places, masks):
-                labels[i][inside].addcmul_(mask[inside], offset)
-        done = {
-            (id(choice.objects), choice.parts): label.add_(background).int() for choice, label in zip(distinct, labels)
-        }
-        return [done[id(choice.objects), choice.parts] for choice in choices]
+    def choose(self, choice: Choice) -> Int[Tensor, "h w"]:
+        """The best part of each pixel's object; an object's parts are upsampled once for all choices that name it."""
+        labels = torch.full_like(choice.objects, len(self.scores.object_part) - 1, dtype=torch.int32)
+        for object_id in _present(choice.objects, len(choice.parts)):
+            parts = choice.parts[object_id]
+            if parts not in self._best:
+                self._best[parts] = upsample.argmax(
+                    self.scores.object_part, self.scores.size, channels=parts, chunk=self.class_chunk
+                )
+            labels = torch.where(choice.objects == object_id, self._best[parts], labels)
+        return labels
 
 
-def _present(objects: Int[Tensor, "h w"], num_objects: int) -> list[int]:
+class SegmentReader:
+    """Labels of instances: segments are painted worst first, so that at each pixel the best one that may is left."""
+
+    def __init__(self, segments: Segments, vocabulary: Vocabulary) -> None:
+        self.parts = segments.of_level("object_part")
+        self.object_segments = segments.of_level("object")
+        self.has_objects = "object" in segments.levels
+        self.vocabulary = vocabulary
+        self.size = segments.size
+
+    @cached_property
+    def _masks(self) -> list[Tensor]:
+        return [torch.from_numpy(mask) for mask in self.parts.masks()]
+
+    @cached_property
+    def objects(self) -> Int[Tensor, "h w"]:
+        """The best object segment over each pixel, O where there is none."""
+        if not self.has_objects:
+            raise ValueError("the model finds no objects: choose among all object-parts instead")
+        labels = torch.full(self.size, self.vocabulary.num_objects, dtype=torch.int32)
+        ids = self.vocabulary.label_object_lut[self.object_segments.label].clip(max=self.vocabulary.num_objects)
+        for mask, object_id in zip(reversed(self.object_segments.masks()), reversed(ids)):
+            labels[torch.from_numpy(np.ascontiguousarray(mask))] = int(object_id)
+        return labels
+
+    @cached_property
+    def object_parts(self) -> Int[Tensor, "h w"]:
+        """The best part segment over each pixel, K where there is none."""
+        everything = torch.zeros(self.size, dtype=torch.int32)
+        return self.choose(Choice(everything, (tuple(range(len(self.vocabulary))),)))
+
+    def choose(self, choice: Choice) -> Int[Tensor, "h w"]:
+        """The best part segment whose class the pixel's object may have, K where there is none."""
+        num_objects, classes = len(choice.parts), len(self.vocabulary)
+        may = torch.zeros(num_objects + 1, classes, dtype=torch.bool)
+        for object_id, parts in enumerate(choice.parts):
+            may[object_id, list(parts)] = True
+        objects = choice.objects.cpu().clamp(max=num_objects).long()
+        labels = torch.full(self.size, classes, dtype=torch.int32)
+        for mask, label in zip(reversed(self._masks), reversed(self.parts.label.tolist())):
+            labels[mask & may[objects, label]] = label
+        return labels.to(choice.objects.device)
+
+
+def _present(objects: Int[Tensor, "h w"], num_objects: int) -> Sequence[int]:
     """Object ids that occur in the map."""
     counts = torch.bincount(objects.flatten().clamp(max=num_objects), minlength=num_objects + 1)
     return counts[:num_objects].nonzero().flatten().tolist()
-
-
-def _bounding_box(masks: Sequence[Tensor]) -> upsample.Box:
-    """Smallest box around the ones of all masks."""
-    rows = torch.stack([mask.amax(1) for mask in masks]).amax(0).nonzero().flatten()
-    columns = torch.stack([mask.amax(0) for mask in masks]).amax(0).nonzero().flatten()
-    ends = torch.stack([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1])
-    top, left, bottom, right = ends.tolist()
-    return top, left, bottom, right

@@ -5,7 +5,7 @@ Values are shares (0..1), NaN where a class has no value, None where a mean has 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
 import numpy as np
@@ -83,23 +83,38 @@ def harmonic(seen: float | None, unseen: float | None) -> float | None:
 def split(
     values: Float[np.ndarray, " K"],
     in_truth: Bool[np.ndarray, " K"],
-    vocabulary: Vocabulary,
+    seen: Bool[np.ndarray, " K"],
     *,
     averaging: Averaging = "present",
 ) -> Split:
     """Means over all, seen and unseen classes and the harmonic mean of the last two.
 
-    A value more than classes is background's, and not seen.
+    A value more than classes in `seen` is background's, and not seen.
     """
-    is_seen = np.append(vocabulary.seen, False)[: len(values)]
-    seen = mean(values, in_truth, is_seen, averaging=averaging)
-    unseen = mean(values, in_truth, ~is_seen, averaging=averaging)
+    is_seen = np.append(seen, False)[: len(values)]
+    of_seen = mean(values, in_truth, is_seen, averaging=averaging)
+    of_unseen = mean(values, in_truth, ~is_seen, averaging=averaging)
     return {
         "all": mean(values, in_truth, averaging=averaging),
-        "seen": seen,
-        "unseen": unseen,
-        "harmonic": harmonic(seen, unseen),
+        "seen": of_seen,
+        "unseen": of_unseen,
+        "harmonic": harmonic(of_seen, of_unseen),
     }
+
+
+def flat(name: str, means: Split) -> dict[str, float | None]:
+    """`name`, `name_seen`, `name_unseen` and `name_harmonic`, as logs and results.json spell a split."""
+    return {name: means["all"]} | {f"{name}_{part}": means[part] for part in ("seen", "unseen", "harmonic")}
+
+
+def percent(value: float | None) -> float | None:
+    """100 times the share; None for None and NaN."""
+    return None if value is None or np.isnan(value) else 100 * float(value)
+
+
+def percents(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """`percent` of every value."""
+    return {key: percent(value) for key, value in values.items()}
 
 
 def fw_iou(confusion: Int[np.ndarray, "K+1 K+1"]) -> float | None:

@@ -21,6 +21,8 @@ def save_plots(content: Mapping[str, Any], folder: Path) -> list[Path]:
     written = []
     folder.mkdir(parents=True, exist_ok=True)
     for name, entry in content["protocols"].items():
+        if entry.get("kind", "pixels") != "pixels":
+            continue
         for kind, draw in (("confusion", _confusion), ("classes", _classes)):
             path = folder / f"{kind}_{name}.png"
             figure = Figure(layout="constrained")

@@ -1,20 +1,22 @@
-"""Network to `Scores`: encodes the vocabulary once, runs the model on a batch, and returns logits image by image.
+"""A system on photos: encodes the words once, runs the network on a batch, and returns a prediction per photo.
 
 Nothing is upsampled here (see labels.py), so that network and post-processing time can be told apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
-from partseg.structures import Scores, TextFeatures
+from partseg.geometry import Region, Size
+from partseg.prediction import DenseScores, Prediction
+from partseg.system import Prompts, Words
 from partseg.vocabulary.names import Vocabulary
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -24,7 +26,7 @@ class Predictor:
     """How the network is run in evaluation.
 
     `prompts="present"` runs only the prompts of the objects that are given, the union over a batch; for protocols that
-    are given the objects it yields the same labels, other protocols are refused.
+    are given the objects it yields the same labels, the runner refuses others.
     """
 
     def __init__(
@@ -45,12 +47,11 @@ class Predictor:
         self.class_chunk = class_chunk
 
     @torch.inference_mode()
-    def prepare(self, model: nn.Module, vocabulary: Vocabulary) -> PreparedPredictor:
-        """The predictor for one model and vocabulary; the text is encoded here and only here."""
-        with self.autocast(next(model.parameters()).device):
-            encode_text: Callable[[Vocabulary], TextFeatures] = model.encode_text  # type: ignore[assignment]
-            text = encode_text(vocabulary)
-        return PreparedPredictor(self, model, vocabulary, text)
+    def prepare(self, model: nn.Module, words: Words) -> PreparedPredictor:
+        """The predictor for one system and its words; the text is encoded here and only here."""
+        with self.autocast(device_of(model)):
+            encoded: Prompts = model.encode_text(words)  # type: ignore[operator]
+        return PreparedPredictor(self, model, words, encoded)
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """Context of the chosen precision on `device`."""
@@ -60,65 +61,61 @@ class Predictor:
 
 @dataclass(frozen=True)
 class PreparedPredictor:
-    """A predictor bound to a model and the text features of a vocabulary; stale once the model's weights change."""
+    """A predictor bound to a system and encoded words; stale once the system's weights change."""
 
     predictor: Predictor
     model: nn.Module
-    vocabulary: Vocabulary
-    text: TextFeatures
+    words: Words
+    encoded: Prompts
 
     @torch.inference_mode()
     def __call__(
         self,
         images: UInt8[Tensor, "B 3 H W"],
-        sizes: Sequence[tuple[int, int]],
+        sizes: Sequence[Size],
         *,
-        objects: Iterable[int] | None = None,
-    ) -> list[Scores]:
-        """Scores of each image, to be read at its size (height, width).
+        regions: Sequence[Region] | None = None,
+        given: Sequence[Int[Tensor, "h w"] | None] | None = None,
+    ) -> list[Prediction]:
+        """Prediction of each image, to be read at its size (height, width).
 
-        `objects` are the ids of the objects given to the protocol; only `prompts="present"` looks at them.
+        `given` are the object maps that may be told, in ids of the vocabulary: systems whose `input.needs_object` holds
+        get them, and `prompts="present"` looks which objects occur. Nobody else does.
         """
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         images = images.to(device, non_blocking=True)
-        present = None
-        if self.predictor.prompts == "present" and objects is not None:
-            present = np.isin(self.vocabulary.object_of, sorted(objects))
-            if not present.any():
-                present[self.vocabulary.parts_of_object(0)] = True
+        present = self._present(given)
+        prompts = self.encoded if present is None else self.encoded.subset(present)
+        needs_object = self.model.input.needs_object  # type: ignore[union-attr]
         with self.predictor.autocast(device):
-            if present is None or present.all():
-                outputs = self.model(images, self.vocabulary, text=self.text, part_masks=False)
-                object_part, object_logits = outputs.object_part, outputs.object
-            else:
-                text = select_text(self.text, self.vocabulary, present)
-                outputs = self.model(images, self.vocabulary.subset(present), text=text, part_masks=False)
-                object_part, object_logits = _spread(outputs.object_part, present), None
-        return [
-            Scores(object_part[i], None if object_logits is None else object_logits[i], size)
-            for i, size in enumerate(sizes)
-        ]
+            found = self.model.predict(  # type: ignore[operator]
+                images, prompts, sizes=sizes, regions=regions, given=given if needs_object else None
+            )
+        return found if present is None else [_spread(prediction, present) for prediction in found]
+
+    def _present(self, given: Sequence[Int[Tensor, "h w"] | None] | None) -> np.ndarray | None:
+        """bool [K]: object-parts to prompt; None for all."""
+        if self.predictor.prompts != "present" or given is None or not isinstance(self.words, Vocabulary):
+            return None
+        maps = [objects.flatten() for objects in given if objects is not None]
+        present = np.isin(self.words.object_of, torch.cat(maps).unique().cpu().numpy()) if maps else np.zeros(1, bool)
+        if not present.any():
+            present = self.words.object_of == 0
+        return None if present.all() else present
 
 
-def select_text(text: TextFeatures, vocabulary: Vocabulary, mask: np.ndarray) -> TextFeatures:
-    """Text features of `vocabulary.subset(mask)`, taken from those of the whole vocabulary."""
-    kept = np.flatnonzero(mask)
-    return replace(
-        text,
-        object_part=_rows(text.object_part, kept),
-        object=_rows(text.object, np.unique(vocabulary.object_of[kept])),
-        part=_rows(text.part, np.array(list(dict.fromkeys(vocabulary.part_of[kept].tolist())))),
-    )
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
+    return next(model.parameters()).device
 
 
-def _rows(features: Tensor | None, index: np.ndarray) -> Tensor | None:
-    return None if features is None else features[torch.from_numpy(index).to(features.device)]
-
-
-def _spread(logits: Tensor, mask: np.ndarray) -> Tensor:
+def _spread(prediction: Prediction, mask: np.ndarray) -> Prediction:
     """Logits of a subset's object-parts (and background) at their places among all; NaN elsewhere, so that reading a
-    class that was not prompted fails instead of giving it a score.
+    class that was not prompted fails instead of giving it a score. Objects are dropped: they were given.
     """
+    if not isinstance(prediction, DenseScores):
+        raise ValueError("predictor.prompts=present is for systems that give dense scores; use predictor.prompts=all")
+    logits = prediction.object_part
     places = torch.from_numpy(np.append(np.flatnonzero(mask), len(mask))).to(logits.device)
-    full = logits.new_full((len(logits), len(mask) + 1, *logits.shape[2:]), torch.nan)
-    return full.index_copy_(1, places, logits)
+    full = logits.new_full((len(mask) + 1, *logits.shape[1:]), torch.nan)
+    return replace(prediction, object_part=full.index_copy_(0, places, logits), object=None)

@@ -1,20 +1,19 @@
 """Protocols: what is given at test time, what is predicted at a pixel, and which pixels count (docs/protocols.md).
 
-A protocol turns scores into a choice of labels and a sample into the truth that is counted; it keeps no state.
+A protocol turns a prediction into labels and a sample into the truth that is counted; it keeps no state.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol as TypingProtocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from partseg.data import io
-from partseg.evaluation.labels import Choice, PartTable, ScoreReader, own_parts
+from partseg.evaluation.evaluator import Objects
+from partseg.evaluation.labels import Choice, LabelReader, PartTable, own_parts
 from partseg.labels import IGNORE_LABEL
 from partseg.structures import Sample
 from partseg.vocabulary.names import Vocabulary
@@ -34,13 +33,13 @@ class Truth:
 
 
 class Protocol(TypingProtocol):
-    """`given_objects`: ground-truth objects are shown, so other objects' scores are never read."""
+    """`objects` says what of the objects is shown; docs/protocols.md has all of them in one table."""
 
     name: str
-    given_objects: bool
+    objects: Objects
 
-    def choose(self, reader: ScoreReader, sample: Sample, vocabulary: Vocabulary) -> Choice | None:
-        """Object per pixel and its parts; None to choose among all object-parts and background."""
+    def labels(self, reader: LabelReader, sample: Sample, vocabulary: Vocabulary) -> Int[Tensor, "h w"]:
+        """int32 predicted object-part at each pixel, K for background."""
 
     def truth(self, sample: Sample, vocabulary: Vocabulary) -> Truth:
         """Labels that count, and how often."""
@@ -53,11 +52,11 @@ class OracleObj:
     """
 
     name = "oracle_obj"
-    given_objects = True
+    objects: Objects = "truth"
 
-    def choose(self, reader: ScoreReader, sample: Sample, vocabulary: Vocabulary) -> Choice:
-        """Parts of the ground-truth object."""
-        return Choice(sample.object, own_parts(vocabulary))
+    def labels(self, reader: LabelReader, sample: Sample, vocabulary: Vocabulary) -> Int[Tensor, "h w"]:
+        """The best part of the ground-truth object."""
+        return reader.choose(Choice(sample.object, own_parts(vocabulary)))
 
     def truth(self, sample: Sample, vocabulary: Vocabulary) -> Truth:
         """Labelled pixels, as often as instances of their owner cover them."""
@@ -79,24 +78,26 @@ class OracleObjSubstring(OracleObj):
 
     name = "oracle_obj_substring"
 
-    def choose(self, reader: ScoreReader, sample: Sample, vocabulary: Vocabulary) -> Choice:
-        """Parts whose display name contains the ground-truth object's name."""
-        return Choice(sample.object, _parts_by_substring(vocabulary))
+    def labels(self, reader: LabelReader, sample: Sample, vocabulary: Vocabulary) -> Int[Tensor, "h w"]:
+        """The best part whose display name contains the ground-truth object's name."""
+        return reader.choose(Choice(sample.object, _parts_by_substring(vocabulary)))
 
 
 class PredAll:
-    """`pred_all`: nothing is given. The object head picks the object, then its best part wins. Labelled pixels count.
+    """`pred_all`: nothing is given. The predicted object is found first, then its best part. Labelled pixels count.
 
-    Background or another object predicted on a labelled pixel is a miss. Models without an object head choose among all
-    object-parts and background.
+    Background or another object predicted on a labelled pixel is a miss. Systems that predict no objects choose among
+    all object-parts and background.
     """
 
     name = "pred_all"
-    given_objects = False
+    objects: Objects = "none"
 
-    def choose(self, reader: ScoreReader, sample: Sample, vocabulary: Vocabulary) -> Choice | None:
-        """Parts of the predicted object."""
-        return None if reader.scores.object is None else Choice(reader.objects, own_parts(vocabulary))
+    def labels(self, reader: LabelReader, sample: Sample, vocabulary: Vocabulary) -> Int[Tensor, "h w"]:
+        """The best part of the predicted object."""
+        if not reader.has_objects:
+            return reader.object_parts
+        return reader.choose(Choice(reader.objects, own_parts(vocabulary)))
 
     def truth(self, sample: Sample, vocabulary: Vocabulary) -> Truth:
         """Labelled pixels, as often as instances of any object cover them."""
@@ -117,30 +118,16 @@ class PredAllStrict(PredAll):
 
 
 class PredObj(PredAll):
-    """`pred_obj`: objects come from label PNGs of some object segmenter; the rest is as `pred_all`.
-
-    `directory` holds `<image id>.png` in the data set's object ids, `bits` (8 or 16) deep; all ones means background.
-    """
+    """`pred_obj`: objects come from some segmenter's PNGs (eval.objects=<folder>); the rest is as `pred_all`."""
 
     name = "pred_obj"
+    objects: Objects = "given"
 
-    def __init__(self, directory: str, *, bits: int = 8) -> None:
-        if bits not in (8, 16):
-            raise ValueError(f"pred_obj: bits={bits} is not 8 or 16, the depth of the object PNGs")
-        if not Path(directory).is_dir():
-            raise FileNotFoundError(f"pred_obj: no directory {directory}; it must hold one object PNG per image")
-        self.directory = Path(directory)
-        self.bits = bits
-
-    def choose(self, reader: ScoreReader, sample: Sample, vocabulary: Vocabulary) -> Choice:
-        """Parts of the object that the file names."""
-        path = self.directory / f"{sample.name}.png"
-        ids = io.read_label(path, bits=self.bits)
-        if ids.shape != tuple(sample.object_part.shape):
-            raise ValueError(f"{path} is {ids.shape}, the labels of this image are {tuple(sample.object_part.shape)}")
-        table = io.file_table(vocabulary.label_object_lut, len(vocabulary.label_objects), bits=self.bits)
-        objects = torch.from_numpy(io.translate(ids, table, path=path, what="object"))
-        return Choice(objects.to(sample.object_part.device), own_parts(vocabulary))
+    def labels(self, reader: LabelReader, sample: Sample, vocabulary: Vocabulary) -> Int[Tensor, "h w"]:
+        """The best part of the object that the segmenter found."""
+        if sample.given is None:
+            raise ValueError("pred_obj reads the objects of a segmenter: set eval.objects=<folder with <image id>.png>")
+        return reader.choose(Choice(sample.given, own_parts(vocabulary)))
 
 
 def _parts_by_substring(vocabulary: Vocabulary) -> PartTable:

@@ -1,4 +1,4 @@
-"""The table on the screen, in the paper's layout: seen, unseen, harmonic per protocol."""
+"""The table on the screen: all, seen, unseen, harmonic per evaluator and measure, as the papers lay it out."""
 
 from __future__ import annotations
 
@@ -7,29 +7,43 @@ from typing import Any
 
 from rich.table import Table
 
-COLUMNS = {
+MEASURES = {
     "mIoU": "mIoU",
     "recall": "Recall",
     "boundary_iou": "Boundary IoU",
     "boundary_iou_d2": "Boundary IoU (authors, d75a599)",
     "boundary_iou_d2_labelled": "Boundary IoU (authors, d92df57)",
+    "AP": "mask AP",
+    "AP50": "mask AP50",
+    "AR": "mask AR",
+    "box_AP": "box AP",
+    "box_AP50": "box AP50",
+    "box_AR": "box AR",
+    "mean_IoU": "mean IoU",
+    "overall_IoU": "overall IoU",
+    "P@0.5": "Precision@0.5",
+    "P@0.7": "Precision@0.7",
+    "P@0.9": "Precision@0.9",
 }
+"""Measures that the table shows, where an evaluator has them; results.json has all."""
 
 
 def table(content: Mapping[str, Any]) -> Table:
-    """Rows are protocols and measures; content is that of results.json. The averaging rule is named in the title."""
-    rules = sorted({entry["averaging"] for entry in content["protocols"].values()})
-    title = f"{content['dataset']['name']} {content['dataset']['split']}, averaging: {', '.join(rules)}"
+    """Rows are evaluators and measures; content is that of results.json. The averaging rule is named in the title."""
+    entries = content["protocols"]
+    rules = sorted({entry["averaging"] for entry in entries.values() if "averaging" in entry})
+    title = f"{content['dataset']['name']} {content['dataset']['split']}"
+    title += f", averaging: {', '.join(rules)}" if rules else ""
     if content["synthetic"]:
         title = f"SYNTHETIC DATA, {title}"
     grid = Table(title=title, caption="in percent; a dash means not defined")
-    for heading in ("protocol", "measure", "all", "seen", "unseen", "harmonic"):
-        grid.add_column(heading, justify="left" if heading in ("protocol", "measure") else "right")
-    for name, entry in content["protocols"].items():
+    for heading in ("evaluator", "measure", "all", "seen", "unseen", "harmonic"):
+        grid.add_column(heading, justify="left" if heading in ("evaluator", "measure") else "right")
+    for name, entry in entries.items():
         scores = entry["metrics"]
-        for key, label in COLUMNS.items():
+        for key, label in MEASURES.items():
             if key in scores:
-                values = [scores[key], *(scores[f"{key}_{part}"] for part in ("seen", "unseen", "harmonic"))]
+                values = [scores[key], *(scores.get(f"{key}_{part}") for part in ("seen", "unseen", "harmonic"))]
                 grid.add_row(name, label, *map(_number, values))
     return grid
 

@@ -6,17 +6,19 @@ cross_dataset     true when the model was trained on another vocabulary or data 
 dataset           {name, split, manifest_hash, num_images}
 vocabulary        {name, key, num_object_parts, num_objects, num_parts, num_unseen}
 checkpoint        {path, sha256, iteration, vocabulary {name, key}}, or null for predictions from files
-protocols         name -> {
-    protocol, averaging, num_images, num_pixels, num_dropped,
-    metrics       flat scores in percent or null, by the averaging rule above: mIoU, mIoU_seen, mIoU_unseen,
-                  mIoU_harmonic, the same for recall and the boundary_iou measures where counted, fwIoU, mACC,
-                  pACC, and "IoU/<object-part>" for each class (null: not defined, for example nothing unseen)
+protocols         evaluator name -> its entry: what each kind of evaluator says of itself (`Result.describe`), with
+    kind          pixels, instances, segments or referring
+    metrics       flat scores in percent or null (not defined): "mIoU", "AP", ... with X_seen, X_unseen, X_harmonic
+  and for pixels
+    protocol, averaging, num_images, num_pixels, num_dropped
+    metrics       by the averaging rule above: mIoU, recall, the boundary_iou measures where counted, fwIoU, mACC, pACC,
+                  and "IoU/<object-part>" for each class
     averages      measure -> averaging rule -> {all, seen, unseen, harmonic}
     without_background_predictions    the same for IoU when labelled pixels predicted as background are left out, as
                   in detectron2 and OV-PARTS; not comparable with the metrics above
     classes       [{object, part, seen, num_pixels, num_predicted, iou, recall, ...}] in object-part order
     objects, parts    mean IoU per object and per part name, over the classes that occur in the truth
-    confusion     [[truth, prediction, pixels], ...], entries that are not 0; id K is background }
+    confusion     [[truth, prediction, pixels], ...], entries that are not 0; id K is background
 seconds_per_image {network, postprocess, loading}: work per image, summed over processes; null for predictions
 peak_memory_bytes, peak_device_memory_bytes, num_processes, config, git_commit, environment
 """
@@ -28,11 +30,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from partseg.data.dataset import PartSegDataset
-from partseg.evaluation import metrics, summary
-from partseg.evaluation.evaluator import Counts
 from partseg.evaluation.runner import Evaluation
 from partseg.utils import distributed
 from partseg.utils.files import json_bytes, write_atomic
@@ -40,30 +38,6 @@ from partseg.vocabulary.names import Vocabulary
 
 FORMAT = "partseg-results-1"
 FILE_NAME = "results.json"
-
-
-def describe(counts: Counts, vocabulary: Vocabulary) -> dict[str, Any]:
-    """One entry of `protocols`."""
-    confusion = counts.confusion
-    in_truth = metrics.present(confusion)
-    iou = metrics.iou(confusion)
-    rows, columns = confusion.nonzero()
-    entry: dict[str, Any] = {
-        "protocol": counts.protocol,
-        "averaging": counts.averaging,
-        "num_images": counts.num_images,
-        "num_pixels": int(confusion.sum()),
-        "num_dropped": counts.num_dropped,
-        "metrics": summary.flat_scores(counts, vocabulary)
-        | {f"IoU/{name}": summary.percent(value) for name, value in zip(vocabulary.object_parts, iou)},
-        "averages": summary.split_means(counts, vocabulary),
-        "without_background_predictions": _without_background_predictions(confusion, vocabulary),
-        "classes": _classes(counts, vocabulary),
-        "objects": _percents(metrics.by_object(iou, in_truth, vocabulary)),
-        "parts": _percents(metrics.by_part(iou, in_truth, vocabulary)),
-        "confusion": np.stack([rows, columns, confusion[rows, columns]], 1).tolist(),
-    }
-    return entry
 
 
 def describe_dataset(dataset: PartSegDataset, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -136,29 +110,3 @@ def is_synthetic(image: str | Path) -> bool:
         if path.is_file():
             return bool(json.loads(path.read_text(encoding="utf-8")).get("synthetic", False))
     return False
-
-
-def _classes(counts: Counts, vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    truth, predicted = counts.confusion.sum(1), counts.confusion.sum(0)
-    per_class = summary.measures(counts)
-    return [
-        {
-            "object": owner,
-            "part": part,
-            "seen": bool(vocabulary.seen[k]),
-            "num_pixels": int(truth[k]),
-            "num_predicted": int(predicted[k]),
-            **{key: summary.percent(float(measure.values[k])) for key, measure in per_class.items()},
-        }
-        for k, (owner, part) in enumerate(vocabulary.pairs)
-    ]
-
-
-def _without_background_predictions(confusion: np.ndarray, vocabulary: Vocabulary) -> dict[str, metrics.Split]:
-    kept = metrics.without_background_predictions(confusion)
-    iou, in_truth = metrics.iou(kept), metrics.present(kept)
-    return {rule: _percents(metrics.split(iou, in_truth, vocabulary, averaging=rule)) for rule in metrics.AVERAGINGS}
-
-
-def _percents(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    return {key: summary.percent(value) for key, value in values.items()}

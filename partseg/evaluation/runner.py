@@ -10,33 +10,39 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from partseg.evaluation import summary
-from partseg.evaluation.evaluator import Counts, Evaluator
-from partseg.evaluation.labels import ScoreReader
-from partseg.evaluation.predictor import Predictor, PreparedPredictor
-from partseg.structures import EvalBatch, Sample, Scores
+from partseg.evaluation.evaluator import Answer, Evaluator, Objects, Result
+from partseg.evaluation.predictor import Predictor, PreparedPredictor, device_of
+from partseg.geometry import Region
+from partseg.prediction import Prediction
+from partseg.structures import EvalBatch, Sample
 from partseg.utils import distributed
 from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.phrases import Phrases
 
 OnLabels = Callable[[Sample, dict[str, Tensor]], None]
-"""Called after each image with the predicted label map (0..K-1, K background) of each evaluator."""
+"""Called after each image with the predicted label map (0..K-1, K background) of each evaluator that scores one."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Counts per evaluator, summed over processes; seconds are sums over processes, memory is the largest of them."""
+    """Results per evaluator, over all processes; seconds are sums over processes, memory is the largest of them."""
 
-    counts: dict[str, Counts]
+    results: dict[str, Result]
     num_images: int
     network_seconds: float
     postprocess_seconds: float
     loading_seconds: float
     peak_memory_bytes: int
     peak_device_memory_bytes: int
+
+    def scores(self) -> dict[str, float | None]:
+        """All scores of all evaluators in percent, keys like `oracle_obj/mIoU_unseen`; None: not defined."""
+        return {f"{name}/{key}": v for name, result in self.results.items() for key, v in result.scores().items()}
 
 
 def evaluate(
@@ -47,9 +53,8 @@ def evaluate(
     predictor: Predictor,
     evaluators: Mapping[str, Evaluator],
 ) -> dict[str, float | None]:
-    """Scores in percent with keys like `oracle_obj/mIoU_unseen`; None where a score is not defined (nothing unseen)."""
-    evaluation = run(model, loader, vocabulary=vocabulary, predictor=predictor, evaluators=evaluators)
-    return summary.flat(evaluation.counts, vocabulary)
+    """`Evaluation.scores` of one `run`."""
+    return run(model, loader, vocabulary=vocabulary, predictor=predictor, evaluators=evaluators).scores()
 
 
 def run(
@@ -65,23 +70,23 @@ def run(
 
     The model is in eval mode meanwhile and gets its mode back. Every process must call it.
     """
-    _check(predictor, evaluators)
+    told = _told_objects(model, predictor, evaluators)
     training = model.training
-    device = next(model.parameters()).device
+    device = device_of(model)
     for evaluator in evaluators.values():
         evaluator.reset(vocabulary, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     model.eval()
     try:
-        seconds, num_images = _loop(model, loader, vocabulary, predictor, evaluators, on_labels)
+        seconds, num_images = _loop(model, loader, vocabulary, predictor, evaluators, told, on_labels)
     finally:
         model.train(training)
     totals = distributed.reduce_sum(torch.tensor([*seconds, num_images], dtype=torch.float64)).tolist()
     memory = [_peak_memory(), torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0]
     peaks = [max(values) for values in zip(*distributed.gather_objects(memory))]
     return Evaluation(
-        counts={name: evaluator.evaluate() for name, evaluator in evaluators.items()},
+        results={name: evaluator.evaluate() for name, evaluator in evaluators.items()},
         num_images=round(totals[3]),
         network_seconds=totals[0],
         postprocess_seconds=totals[1],
@@ -97,24 +102,33 @@ def _loop(
     vocabulary: Vocabulary,
     predictor: Predictor,
     evaluators: Mapping[str, Evaluator],
+    told: Objects,
     on_labels: OnLabels | None,
 ) -> tuple[tuple[float, float, float], int]:
     """(network, post-processing, loading) seconds and the number of images."""
-    prepared = predictor.prepare(model, vocabulary)
+    named = {name: e for name, e in evaluators.items() if e.words == "vocabulary"}
+    referring = {name: e for name, e in evaluators.items() if e.words == "phrases"}
+    prepared = predictor.prepare(model, vocabulary) if named else None
+    device = device_of(model)
     network = postprocess = loading = 0.0
     num_images = 0
     mark = _clock()
     for batch in loader:
         loaded = _clock()
-        scores = _scores(prepared, batch)
-        predicted = _clock(scores[0].object_part.device)
-        for sample, score in zip(batch.samples, scores):
-            sample = _on_device(sample, score.object_part.device)
-            labels = process_image(score, sample, evaluators, class_chunk=predictor.class_chunk)
+        found = [] if prepared is None else predict_batch(prepared, batch, told=told)
+        masks = [_predict_phrases(model, predictor, sample) for sample in batch.samples] if referring else []
+        predicted = _clock(device)
+        for i, sample in enumerate(batch.samples):
+            sample = on_device(sample, device)
+            labels = {}
+            if named:
+                labels = process_image(Answer(found[i], vocabulary, class_chunk=predictor.class_chunk), sample, named)
+            if referring and sample.phrases:
+                process_image(Answer(masks[i], vocabulary), sample, referring)
             if on_labels is not None:
                 on_labels(sample, labels)
             num_images += 1
-        done = _clock(scores[0].object_part.device)
+        done = _clock(device)
         loading, network, postprocess = (
             loading + loaded - mark,
             network + predicted - loaded,
@@ -124,56 +138,70 @@ def _loop(
     return (network, postprocess, loading), num_images
 
 
+def predict_batch(prepared: PreparedPredictor, batch: EvalBatch, *, told: Objects = "none") -> list[Prediction]:
+    """Predictions of a batch about the vocabulary, and what is told of the objects, for whoever is told them."""
+    given = None
+    if told != "none":
+        given = [sample.object if told == "truth" else sample.given for sample in batch.samples]
+    return prepared(
+        batch.images,
+        [sample.size for sample in batch.samples],
+        regions=None if all(s.region is None for s in batch.samples) else [whole_or_region(s) for s in batch.samples],
+        given=given,
+    )
+
+
+def whole_or_region(sample: Sample) -> Region:
+    """Where the photo lies in the sample's image."""
+    return sample.region or (0, 0, sample.image.shape[1], sample.image.shape[2])
+
+
 @torch.inference_mode()
-def process_image(
-    scores: Scores, sample: Sample, evaluators: Mapping[str, Evaluator], *, class_chunk: int | None = None
-) -> dict[str, Tensor]:
-    """Count one image for every evaluator and return the label maps by evaluator name."""
-    reader = ScoreReader(scores, class_chunk=class_chunk)
+def process_image(answer: Answer, sample: Sample, evaluators: Mapping[str, Evaluator]) -> dict[str, Tensor]:
+    """Count one image for every evaluator; the label maps that they scored, by evaluator name."""
     try:
-        choices = {name: evaluator.choose(reader, sample) for name, evaluator in evaluators.items()}
-        chosen = iter(reader.choose([choice for choice in choices.values() if choice is not None]))
-        labels = {name: reader.object_parts if choice is None else next(chosen) for name, choice in choices.items()}
-    except ValueError as error:
-        raise ValueError(f"image {sample.name!r}: {error}") from error
-    for name, evaluator in evaluators.items():
-        evaluator.process(labels[name], sample)
-    return labels
+        scored = {name: evaluator.process(answer, sample) for name, evaluator in evaluators.items()}
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"image {sample.name!r}: {error}") from error
+    return {name: labels for name, labels in scored.items() if labels is not None}
 
 
-def _scores(prepared: PreparedPredictor, batch: EvalBatch) -> list[Scores]:
-    sizes = [(sample.object_part.shape[0], sample.object_part.shape[1]) for sample in batch.samples]
-    objects = None
-    if prepared.predictor.prompts == "present":
-        count = prepared.vocabulary.num_objects
-        ids = torch.cat([sample.object.flatten() for sample in batch.samples]).unique().tolist()
-        objects = [i for i in ids if i < count]
-    return prepared(batch.images, sizes, objects=objects)
-
-
-def _check(predictor: Predictor, evaluators: Mapping[str, Evaluator]) -> None:
-    if not evaluators:
-        raise ValueError("there is nothing to evaluate: the config group `evaluator` is empty")
-    blind = sorted(name for name, evaluator in evaluators.items() if not evaluator.protocol.given_objects)
-    if predictor.prompts == "present" and blind:
-        raise ValueError(
-            f"predictor.prompts=present tells the network which objects there are; evaluators {blind} must not know; "
-            "use predictor.prompts=all or keep only protocols that are given the objects"
-        )
-
-
-def _on_device(sample: Sample, device: torch.device) -> Sample:
-    """Label maps of the sample on `device`; the image stays."""
+def on_device(sample: Sample, device: torch.device) -> Sample:
+    """Label maps of the sample on `device`; the image and the instances stay."""
     if sample.object_part.device == device:
         return sample
-    owner, foreign = sample.num_owner, sample.num_foreign
-    return replace(
-        sample,
-        object_part=sample.object_part.to(device, non_blocking=True),
-        object=sample.object.to(device, non_blocking=True),
-        num_owner=None if owner is None else owner.to(device, non_blocking=True),
-        num_foreign=None if foreign is None else foreign.to(device, non_blocking=True),
-    )
+    maps = ("object_part", "object", "num_owner", "num_foreign", "given")
+    moved = {name: getattr(sample, name) for name in maps}
+    return replace(sample, **{k: None if v is None else v.to(device, non_blocking=True) for k, v in moved.items()})
+
+
+def _predict_phrases(model: nn.Module, predictor: Predictor, sample: Sample) -> Any:
+    """Masks of the image's own phrases, None where it has none."""
+    if not sample.phrases:
+        return None
+    prepared = predictor.prepare(model, Phrases(tuple(text for text, _ in sample.phrases)))
+    return prepared(sample.image[None], [sample.size], regions=[whole_or_region(sample)])[0]
+
+
+def _told_objects(model: nn.Module, predictor: Predictor, evaluators: Mapping[str, Evaluator]) -> Objects:
+    """What of the objects the network is told; ValueError where an evaluator must not know, or knows another."""
+    if not evaluators:
+        raise ValueError("there is nothing to evaluate: the config group `evaluator` is empty")
+    needs_object = bool(model.input.needs_object)  # type: ignore[union-attr]
+    if predictor.prompts != "present" and not needs_object:
+        return "none"
+    known = {name: evaluator.objects for name, evaluator in evaluators.items()}
+    who = f"{type(model).__name__} is told" if needs_object else "predictor.prompts=present tells the network"
+    blind = sorted(name for name, objects in known.items() if objects == "none")
+    if blind:
+        other = "another system" if needs_object else "predictor.prompts=all"
+        raise ValueError(
+            f"{who} which objects there are; evaluators {blind} must not know: use {other} or keep only evaluators "
+            "that are given the objects"
+        )
+    if len(set(known.values())) > 1:
+        raise ValueError(f"{who} the objects; evaluators {known} disagree on whose: run them one after the other")
+    return next(iter(known.values()))
 
 
 def _clock(device: torch.device | None = None) -> float:

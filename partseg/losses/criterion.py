@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from partseg.losses.term import LossInputs, Term
 from partseg.structures import Batch
+from partseg.utils import distributed
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -80,16 +81,22 @@ def _counts_of(name: str, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {"images": counts["images"], "batches": counts["batches"], **own}
 
 
-def check_finite(loss: Tensor, terms: Mapping[str, Tensor], *, iteration: int, names: Sequence[str]) -> None:
+def loss_of(model: nn.Module, criterion: Criterion, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Any]:
+    """Loss, terms and outputs of one batch outside a trainer; counts are summed over all processes."""
+    outputs = model(batch, reads=criterion.reads)
+    counts = {name: distributed.reduce_sum(count) for name, count in criterion.counts(batch).items()}
+    return (*criterion(outputs, batch, counts), outputs)
+
+
+def check_finite(loss: float, terms: Mapping[str, Tensor], *, iteration: int, names: Sequence[str]) -> None:
     """Raise NonFiniteLossError when `loss` is NaN or infinite. Call it before anything is written or updated.
 
-    `names` are the image files of the step. Reads the loss, which waits for the device.
+    `names` are the image files of the step.
     """
-    value = loss.detach().item()
-    if math.isfinite(value):
+    if math.isfinite(loss):
         return
     listed = ", ".join(f"{name}={term.detach().item():.6g}" for name, term in terms.items())
     raise NonFiniteLossError(
-        f"the loss is {value} at iteration {iteration} ({listed}); images: {', '.join(names)}. "
+        f"the loss is {loss} at iteration {iteration} ({listed}); images: {', '.join(names)}. "
         "The last checkpoint is untouched: resume from it with a lower optimizer.lr or train.precision=fp32"
     )

@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -187,7 +187,12 @@ class Vocabulary:
     def mirror_lut(self) -> np.ndarray:
         """int32 [65536]: object-part id -> id after a horizontal flip, "left arm" <-> "right arm" where both exist."""
         ids = {pair: i for i, pair in enumerate(self.pairs)}
-        return _lut([ids.get((o, _mirrored(p)), i) for i, (o, p) in enumerate(self.pairs)], {})
+        return _lut([ids.get((o, mirrored(p)), i) for i, (o, p) in enumerate(self.pairs)], {})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # batches bring their vocabulary from the worker processes: names only, and always to the same object
+        words = tuple(self.prompt_names.items())
+        return _unpickled, (self.pairs, self.label_objects, self.unseen_objects, self.name, words)
 
     # ---- other vocabularies ------------------------------------------------------------------------------------------
     def subset(self, mask: Sequence[bool] | np.ndarray) -> Vocabulary:
@@ -316,9 +321,20 @@ def _comparable(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip()
 
 
-def _mirrored(name: str) -> str:
+def mirrored(name: str) -> str:
     swap = {"left": "right", "right": "left"}
     return " ".join(swap.get(word, word) for word in name.split(" "))
+
+
+@lru_cache(maxsize=64)
+def _unpickled(
+    pairs: tuple[tuple[str, str], ...],
+    label_objects: tuple[str, ...],
+    unseen_objects: tuple[str, ...],
+    name: str,
+    prompt_names: tuple[tuple[str, str], ...],
+) -> Vocabulary:
+    return Vocabulary(pairs, label_objects, unseen_objects, name, dict(prompt_names))
 
 
 def _frozen(values: Sequence, dtype: type = np.int64) -> np.ndarray:

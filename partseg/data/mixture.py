@@ -1,0 +1,105 @@
+"""Several data sets in one training, each with its own vocabulary and mapper; every micro-batch comes from one of them.
+
+Which one is a function of (seed, position in the run), the same on all processes and after a resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from partseg.data.coco import spellings
+from partseg.data.dataset import Mapper, PartSegDataset
+from partseg.vocabulary.names import Vocabulary
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set of a mixture and how often it is drawn, in relation to the others."""
+
+    name: str
+    dataset: PartSegDataset
+    weight: float = 1.0
+
+
+class Mixture:
+    """The sources of a training. `vocabulary` names all of their classes; batches are in that of their own source."""
+
+    def __init__(self, sources: Sequence[Source], *, name: str = "mixture") -> None:
+        if not sources:
+            raise ValueError("a mixture needs at least one data set: dataset.sources is empty")
+        bad = {source.name: source.weight for source in sources if not source.weight > 0}
+        if bad:
+            raise ValueError(f"dataset.sources: weights must be positive, got {bad}; leave a data set out instead")
+        self.sources = tuple(sources)
+        self.name = name
+        _check_levels(self.sources)
+        self.vocabulary = _joined([source.dataset.vocabulary for source in sources], name)
+
+    @classmethod
+    def of(cls, dataset: PartSegDataset | Mixture) -> Mixture:
+        """A single data set as a mixture of itself alone."""
+        return dataset if isinstance(dataset, Mixture) else cls([Source(dataset.name, dataset)], name=dataset.name)
+
+    def __len__(self) -> int:
+        return sum(len(source.dataset) for source in self.sources)
+
+    def subset(self, indices: Sequence[int]) -> Mixture:
+        """The records at `indices` of every source."""
+        cut = [
+            Source(s.name, s.dataset.subset([i for i in indices if i < len(s.dataset)]), s.weight) for s in self.sources
+        ]
+        return Mixture(cut, name=self.name)
+
+
+def mixture(
+    sources: Mapping[str, Mapping[str, Any]],
+    split: str,
+    *,
+    mapper: Mapper | None = None,
+    seed: int = 0,
+    name: str = "mixture",
+) -> Mixture:
+    """`sources` maps a name to {dataset: builder, weight: 1, mapper: its own, or null for the training's}.
+
+    The builders are partial (`_partial_: true` in YAML): they are called with split, mapper and seed.
+    """
+    built = []
+    for key, entry in sources.items():
+        unknown = set(entry) - {"dataset", "weight", "mapper"}
+        if "dataset" not in entry or unknown:
+            raise ValueError(
+                f"dataset.sources.{key} must hold 'dataset' and may hold 'weight' and 'mapper', it holds {sorted(entry)}"
+            )
+        own = entry.get("mapper") or mapper
+        built.append(Source(key, entry["dataset"](split=split, mapper=own, seed=seed), float(entry.get("weight", 1))))
+    return Mixture(built, name=name)
+
+
+def _joined(vocabularies: Sequence[Vocabulary], name: str) -> Vocabulary:
+    """All object-parts and objects, in order of first use."""
+    if len(vocabularies) == 1:
+        return vocabularies[0]
+    words: dict[str, str] = {}
+    for vocabulary in vocabularies:
+        words |= vocabulary.prompt_names
+    return Vocabulary(
+        pairs=tuple(dict.fromkeys(pair for v in vocabularies for pair in v.pairs)),
+        label_objects=tuple(dict.fromkeys(o for v in vocabularies for o in v.label_objects)),
+        name=name,
+        prompt_names=words,
+    )
+
+
+def _check_levels(sources: Sequence[Source]) -> None:
+    """ValueError where one data set calls an object what another calls a part of an object."""
+    objects = {name: source.name for source in sources for name in source.dataset.vocabulary.label_objects}
+    for source in sources:
+        for owner, part in source.dataset.vocabulary.pairs:
+            for spelling in spellings(owner, part):
+                if objects.get(spelling, source.name) != source.name:
+                    raise ValueError(
+                        f"dataset.sources: {spelling!r} is an object in {objects[spelling]!r} and the part {part!r} of "
+                        f"{owner!r} in {source.name!r}; rename it in one of the two vocabularies"
+                    )

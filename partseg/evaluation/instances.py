@@ -1,0 +1,291 @@
+"""Instances: COCO average precision of masks and boxes, with or without class names, through pycocotools.
+
+Every process keeps its images' annotations and segments; one of them runs COCOeval over all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from partseg.evaluation import metrics
+from partseg.evaluation.evaluator import Answer, Objects
+from partseg.prediction import Segments, as_segments
+from partseg.structures import INSTANCE_LEVELS, InstanceLevel, Sample
+from partseg.utils import distributed
+from partseg.vocabulary.names import Vocabulary
+
+IOU_TYPES = {"masks": "segm", "boxes": "bbox"}
+PREFIX = {"masks": "", "boxes": "box_"}
+SCORES = ("AP", "AP50", "AP75", "AR")
+"""Mean over IoU .50:.05:.95, at .50, at .75, and the recall over .50:.05:.95, all with `max_detections` per image."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Per class (or one row without classes): SCORES as shares, NaN where there is nothing to find, and counts."""
+
+    values: Float[np.ndarray, "C 4"]
+
+    def __getitem__(self, score: str) -> np.ndarray:
+        return self.values[:, SCORES.index(score)]
+
+
+@dataclass(frozen=True)
+class InstanceResult:
+    """What COCOeval measured. `found` maps "masks"/"boxes" to per-class precision.
+
+    `groups` holds the same for "all", "seen" and "unseen" when there are no classes: the annotations of the other group
+    are then neither hit nor missed.
+    """
+
+    level: InstanceLevel
+    vocabulary: Vocabulary
+    class_agnostic: bool
+    max_detections: int
+    num_images: int
+    num_instances: np.ndarray
+    num_predictions: np.ndarray
+    found: Mapping[str, Precision] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, Precision]] = field(default_factory=dict)
+
+    def scores(self) -> dict[str, float | None]:
+        """`AP`, `AP50`, `AP75`, `AR` of masks and, as `box_AP` and so on, of boxes, with their splits, in percent."""
+        scores: dict[str, float | None] = {}
+        for kind, precision in self.found.items():
+            for score in SCORES:
+                scores |= metrics.flat(PREFIX[kind] + score, metrics.percents(self._split(kind, precision, score)))
+        return scores
+
+    def _split(self, kind: str, precision: Precision, score: str) -> metrics.Split:
+        if not self.class_agnostic:
+            return metrics.split(precision[score], self.num_instances > 0, _seen(self.vocabulary, self.level))
+        values = {name: float(found[kind][score][0]) for name, found in self.groups.items()}
+        known = {name: None if np.isnan(value) else value for name, value in values.items()}
+        return {
+            "all": known["all"],
+            "seen": known["seen"],
+            "unseen": known["unseen"],
+            "harmonic": metrics.harmonic(known["seen"], known["unseen"]),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """The entry in results.json."""
+        entry: dict[str, Any] = {
+            "kind": "segments" if self.class_agnostic else "instances",
+            "level": self.level,
+            "max_detections": self.max_detections,
+            "num_images": self.num_images,
+            "num_instances": int(self.num_instances.sum()),
+            "num_predictions": int(self.num_predictions.sum()),
+            "metrics": self.scores(),
+        }
+        if self.class_agnostic:
+            return entry
+        entry["classes"] = self._classes()
+        in_truth = self.num_instances > 0
+        if self.level == "object_part" and "masks" in self.found:
+            values = self.found["masks"]["AP"]
+            entry["objects"] = metrics.percents(metrics.by_object(values, in_truth, self.vocabulary))
+            entry["parts"] = metrics.percents(metrics.by_part(values, in_truth, self.vocabulary))
+        return entry
+
+    def _classes(self) -> list[dict[str, Any]]:
+        names: Sequence[tuple[str, str | None]] = self.vocabulary.pairs
+        if self.level == "object":
+            names = [(name, None) for name in self.vocabulary.label_objects]
+        seen = _seen(self.vocabulary, self.level)
+        return [
+            {
+                "object": owner,
+                "part": part,
+                "seen": bool(seen[k]),
+                "num_instances": int(self.num_instances[k]),
+                "num_predictions": int(self.num_predictions[k]),
+                **{
+                    PREFIX[kind] + score: metrics.percent(float(precision[score][k]))
+                    for kind, precision in self.found.items()
+                    for score in SCORES
+                },
+            }
+            for k, (owner, part) in enumerate(names)
+        ]
+
+
+class InstanceEvaluator:
+    """Average precision of one level's instances.
+
+    `kinds` are "masks" and "boxes". `class_agnostic` asks only whether segments are found, not what they are called.
+    Instances that a test list does not count are neither hit nor missed (COCO's crowd rule).
+    """
+
+    words: Literal["vocabulary"] = "vocabulary"
+
+    def __init__(
+        self,
+        *,
+        level: InstanceLevel = "object_part",
+        kinds: Sequence[Literal["masks", "boxes"]] = ("masks", "boxes"),
+        class_agnostic: bool = False,
+        max_detections: int = 100,
+        objects: Objects = "none",
+    ) -> None:
+        if level not in INSTANCE_LEVELS:
+            raise ValueError(f"evaluator level={level!r} is not one of {list(INSTANCE_LEVELS)}")
+        unknown = sorted(set(kinds) - set(IOU_TYPES))
+        if unknown or not kinds:
+            raise ValueError(f"evaluator kinds={list(kinds)} must be some of {list(IOU_TYPES)}")
+        if max_detections < 1:
+            raise ValueError(f"evaluator max_detections={max_detections} must be at least 1")
+        self.level: InstanceLevel = level
+        self.kinds = tuple(kinds)
+        self.class_agnostic = class_agnostic
+        self.max_detections = max_detections
+        self.objects = objects
+
+    def reset(self, vocabulary: Vocabulary, device: torch.device | str = "cpu") -> None:
+        """Start collecting; everything is kept as RLE in main memory, whatever the device."""
+        self.vocabulary = vocabulary
+        self._images: list[_Image] = []
+
+    def process(self, answer: Answer, sample: Sample) -> None:
+        """Keep one image's annotated and predicted instances of this level."""
+        if sample.instances is None:
+            raise ValueError(
+                f"image {sample.name!r} has no instances to score against: set eval.instances=annotated where the data "
+                "set has them, or eval.instances=classes to take each class's pixels as one instance"
+            )
+        of_level = sample.instances.select(sample.instances.level == INSTANCE_LEVELS.index(self.level))
+        if "masks" in self.kinds and not bool(of_level.has_mask.all()):
+            raise ValueError(f"image {sample.name!r} has instances without a mask; score kinds=[boxes]")
+        truth = as_segments(of_level)
+        self._images.append(_Image(sample.name, truth, of_level.counted.numpy(), answer.segments.of_level(self.level)))
+
+    def evaluate(self) -> InstanceResult:
+        """COCOeval over the images of all processes, run on the first one and handed to the others."""
+        images = [image for part in distributed.gather_objects(self._images) for image in part]
+        return distributed.broadcast_object(self._measure(images) if distributed.is_main() else None)
+
+    def _measure(self, images: Sequence[_Image]) -> InstanceResult:
+        images = sorted(images, key=lambda image: image.name)  # the same order for any number of processes
+        count = len(_seen(self.vocabulary, self.level))
+        labels = np.concatenate([image.truth.label[image.counted] for image in images] or [np.zeros(0, int)])
+        predicted = np.concatenate([image.found.label for image in images] or [np.zeros(0, int)])
+        if not self.class_agnostic and (predicted < 0).any():
+            raise ValueError(
+                "the system's segments have no names; score them with class_agnostic=true (evaluator=segments)"
+            )
+        groups = {name: self._precision(images, group) for name, group in self._groups().items()}
+        return InstanceResult(
+            level=self.level,
+            vocabulary=self.vocabulary,
+            class_agnostic=self.class_agnostic,
+            max_detections=self.max_detections,
+            num_images=len(images),
+            num_instances=np.bincount(labels, minlength=count),
+            num_predictions=np.bincount(predicted[predicted >= 0], minlength=count)
+            if not self.class_agnostic
+            else np.array([len(predicted)]),
+            found=groups["all"],
+            groups=groups,
+        )
+
+    def _groups(self) -> dict[str, np.ndarray | None]:
+        """Labels whose annotations count; None: all."""
+        if not self.class_agnostic:
+            return {"all": None}
+        seen = _seen(self.vocabulary, self.level)
+        return {"all": None, "seen": np.flatnonzero(seen), "unseen": np.flatnonzero(~seen)}
+
+    def _precision(self, images: Sequence[_Image], labels: np.ndarray | None) -> dict[str, Precision]:
+        count = 1 if self.class_agnostic else len(_seen(self.vocabulary, self.level))
+        truth, found = _coco(images, count, labels, self.class_agnostic)
+        return {
+            kind: Precision(_evaluate(truth, found, IOU_TYPES[kind], self.max_detections, count)) for kind in self.kinds
+        }
+
+
+@dataclass(frozen=True)
+class _Image:
+    name: str
+    truth: Segments
+    counted: np.ndarray
+    found: Segments
+
+
+def _seen(vocabulary: Vocabulary, level: InstanceLevel) -> np.ndarray:
+    """bool per class of the level: it is seen."""
+    if level == "object_part":
+        return vocabulary.seen
+    return np.array([name not in vocabulary.unseen_objects for name in vocabulary.label_objects])
+
+
+def _coco(images: Sequence[_Image], count: int, labels: np.ndarray | None, class_agnostic: bool) -> tuple[COCO, COCO]:
+    """Annotations and detections as pycocotools holds them; ids from 1, COCOeval takes an id of 0 for no match."""
+    truth: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    for index, image in enumerate(images):
+        counts = image.counted if labels is None else image.counted & np.isin(image.truth.label, labels)
+        truth += _annotations(image.truth, index, len(truth), class_agnostic, ignored=~counts)
+        found += _annotations(image.found, index, len(found), class_agnostic)
+    return _index(images, truth, count), _index(images, found, count)
+
+
+def _annotations(
+    segments: Segments, image: int, before: int, class_agnostic: bool, *, ignored: np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    areas = coco_mask.area(list(segments.rles)) if segments.rles else []
+    return [
+        {
+            "id": before + i + 1,
+            "image_id": image,
+            "category_id": 0 if class_agnostic else int(segments.label[i]),
+            "segmentation": rle,
+            "area": float(areas[i]),
+            "bbox": [float(left), float(top), float(right - left), float(bottom - top)],
+            "iscrowd": int(ignored is not None and ignored[i]),
+            "score": float(segments.scores[i]),
+        }
+        for i, (rle, (left, top, right, bottom)) in enumerate(zip(segments.rles, segments.boxes))
+    ]
+
+
+def _index(images: Sequence[_Image], annotations: list[dict[str, Any]], count: int) -> COCO:
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": i} for i in range(len(images))],
+        "categories": [{"id": k} for k in range(count)],
+        "annotations": annotations,
+    }
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports on the screen
+        coco.createIndex()
+    return coco
+
+
+def _evaluate(truth: COCO, found: COCO, iou_type: str, max_detections: int, count: int) -> Float[np.ndarray, "C 4"]:
+    """SCORES per class, NaN for classes without an annotation that counts."""
+    evaluation = COCOeval(truth, found, iou_type)
+    evaluation.params.maxDets = [max_detections]
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+    evaluation.params.catIds = list(range(count))
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+    # precision [T IoUs, R recalls, C, area, detections] and recall [T, C, area, detections], -1: nothing to find
+    precision = evaluation.eval["precision"][:, :, :, 0, 0].astype(np.float64)
+    recall = evaluation.eval["recall"][:, :, 0, 0].astype(np.float64)
+    precision[precision < 0] = np.nan
+    recall[recall < 0] = np.nan
+    at = {iou: int(np.argmin(abs(evaluation.params.iouThrs - iou))) for iou in (0.5, 0.75)}
+    columns = [precision.mean((0, 1)), precision[at[0.5]].mean(0), precision[at[0.75]].mean(0), recall.mean(0)]
+    return np.stack(columns, 1)
