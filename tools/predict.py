@@ -35,7 +35,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -104,7 +104,7 @@ def main(options: Options) -> int:
     claim_output(options, paths, stems.values(), vocabulary)
     done: list[Prediction] = []
     try:
-        for prediction in progress(predictions, len(paths), failures, console):
+        for prediction in progress(predictions, len(paths), done, failures, console):
             try:
                 write(prediction, stems[Path(prediction.source)], options)
             except OSError as error:  # a name that the file system does not take; the others may be fine
@@ -182,15 +182,15 @@ def requests(options: Options, paths: Sequence[Path]) -> Iterator[api.Request]:
 
 
 def progress(
-    predictions: Iterator[Prediction], total: int, failures: Sequence[str], console: Console
+    predictions: Iterator[Prediction], total: int, done: Sized, failures: Sized, console: Console
 ) -> Iterator[Prediction]:
     """The predictions, with a bar that also counts photos that failed."""
     columns = (TextColumn("photos"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("photos", total=total)
-        for count, prediction in enumerate(predictions, 1):
+        for prediction in predictions:
             yield prediction
-            bar.update(task, completed=count + len(failures))
+            bar.update(task, completed=len(done) + len(failures))
 
 
 def write(prediction: Prediction, stem: str, options: Options) -> None:

@@ -15,6 +15,7 @@ from partseg.data import catalog, coco, io
 from partseg.data.images import read_photo
 from partseg.data.mapper import EvalMapper, TrainMapper
 from partseg.data.prepare import ade20k, partimagenet
+from partseg.data.prepare.cli import run_main
 from partseg.evaluation import results
 from partseg.structures import Record
 from partseg.vocabulary import Vocabulary
@@ -225,6 +226,13 @@ def test_ade20k_preparation_names_file_entry_and_key(tmp_path, key, value):
     path.write_text(json.dumps({"annotation": {"object": [entry, broken]}}))
     with pytest.raises(ValueError, match=r"cannot read annotation\.object\[1\] of .*ADE_train_1\.json"):
         ade20k.read_annotation(path)
+
+
+def test_preparation_that_cannot_read_or_write_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: (tmp_path / "file" / "below").write_text("x"))
+    assert ended.value.code == 1 and "error: [Errno 20] Not a directory" in capsys.readouterr().err
 
 
 def test_json_of_other_shapes_is_one_line(tmp_path):
