@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -53,6 +54,9 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
         raise ValueError("ckpt=<checkpoint or run directory> is required")
     if ("dataset" in values) == ("image" in values):
         raise ValueError("give either dataset=<name> or image=<photo>")
+    out = Path(values["out"])
+    if out.exists() and any(Path(p).exists() and out.samefile(p) for p in values.get("image", "").split(",")):
+        raise ValueError(f"out={out} is one of the photos; choose another file")
     return values
 
 

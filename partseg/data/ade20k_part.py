@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from partseg.data import io
+from partseg.data import coco, io
 from partseg.data.dataset import Mapper, PartSegDataset, build, check_split
 from partseg.structures import Instance, Record
 from partseg.vocabulary import Vocabulary
@@ -100,8 +100,8 @@ def _records(
 
 def _read_instances(path: Path, labels: Vocabulary, skipped: dict[str, int]) -> dict[str, tuple[Instance, ...]]:
     """Instances per image stem, in file order, which is painting order; category_id is the object id as it stands."""
-    data = io.read_coco(path)
-    stems = io.coco_stems(data, path)
+    data = coco.read_coco(path)
+    stems = coco.coco_stems(data, path)
     found: dict[str, list[Instance]] = {stem: [] for stem in stems.values()}
     for annotation in data["annotations"]:
         object_id = annotation["category_id"]
@@ -112,10 +112,10 @@ def _read_instances(path: Path, labels: Vocabulary, skipped: dict[str, int]) -> 
             )
         if annotation["image_id"] not in stems:
             raise ValueError(f"{path}: annotation {annotation.get('id')} belongs to no image of the file")
-        segmentation = io.usable_segmentation(annotation, skipped)
+        segmentation = coco.usable_segmentation(annotation, skipped)
         if segmentation is not None:
             found[stems[annotation["image_id"]]].append(Instance(object_id, segmentation))
-    _check_names(data.get("categories") or (), labels, path)
+    _check_names(data["categories"], labels, path)
     return {stem: tuple(instances) for stem, instances in found.items()}
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from partseg.data import ade20k_part, io, partimagenet, pascal_part
+from partseg.data import ade20k_part, coco, io, partimagenet, pascal_part
 from partseg.data.inspect_layout import Source
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.vocabulary import Vocabulary
@@ -150,7 +150,7 @@ def _label(path: str, bits: int, num_ids: int, size: tuple[int, ...] | None) -> 
 
 def _mask(segmentation: object, shape: tuple[int, ...], source: Source) -> np.ndarray:
     try:
-        return io.decode_mask(segmentation, height=shape[0], width=shape[1], path=source.image)
+        return coco.decode_mask(segmentation, height=shape[0], width=shape[1], path=source.image)
     except ValueError as error:
         raise WrongLabelError(WRONG_SIZE if "RLE is" in str(error) else UNREADABLE, str(error)) from error
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from partseg.data import ade20k_part, catalog, io, partimagenet, pascal_part
+from partseg.data import ade20k_part, catalog, coco, io, partimagenet, pascal_part
 from partseg.structures import Instance
 from partseg.utils.config import config_dir
 from partseg.vocabulary import Vocabulary
@@ -21,7 +21,8 @@ KEPT_NAMES = 200
 """File names kept per finding; the count is always complete."""
 
 SKIPPED = {
-    "broken_polygon": "polygons without an area",
+    "broken_polygon": "polygons without an area or beyond any picture",
+    "broken_rle": "run lengths that do not fill their size",
     "crowd": "crowd annotations",
     "zero_area": "annotations of zero area",
     "empty_annotation": "annotations without a usable polygon",
@@ -154,8 +155,8 @@ def _ade_instances(
     path: Path, split: str, labels: Vocabulary, findings: list[Finding]
 ) -> tuple[dict[str, list[Instance]], dict[str, tuple[int, int]]]:
     try:
-        data = io.read_coco(path)
-        stems = io.coco_stems(data, path)
+        data = coco.read_coco(path)
+        stems = coco.coco_stems(data, path)
     except (ValueError, FileNotFoundError) as error:
         findings.append(
             finding(split, "unreadable instance file", [str(error)], changes_score=True, remedy="fetch it again")
@@ -169,14 +170,14 @@ def _ade_instances(
         if image_id not in stems or not 0 <= category < labels.num_objects:
             strange.append(f"annotation {annotation.get('id')}: image {image_id}, category {category}")
             continue
-        segmentation = io.usable_segmentation(annotation, skipped)
+        segmentation = coco.usable_segmentation(annotation, skipped)
         if segmentation is not None:
             found[stems[image_id]].append(Instance(category, segmentation))
     if strange:
         remedy = f"categories are 0..{labels.num_objects - 1}; the file belongs to another data set"
         findings.append(finding(split, "instance of no image or category", strange, changes_score=True, remedy=remedy))
     findings += _skipped(split, skipped)
-    sizes = {stems[i["id"]]: (i["height"], i["width"]) for i in data["images"] if "height" in i and "width" in i}
+    sizes = {stems[i["id"]]: (i["height"], i["width"]) for i in data["images"] if i.get("height") and i.get("width")}
     return found, sizes
 
 
@@ -187,10 +188,10 @@ def _partimagenet(name: str, root: str, splits: Sequence[str]) -> Layout:
     sources: list[Source] = []
     for split in splits:
         path = partimagenet.find_annotations(folder, split)
-        data = io.read_coco(path)
+        data = coco.read_coco(path)
         selected = {
             image_id: stem
-            for image_id, stem in io.coco_stems(data, path).items()
+            for image_id, stem in coco.coco_stems(data, path).items()
             if partimagenet.synset_of(stem) in partimagenet.source().synsets
         }
         skipped: dict[str, int] = {}
@@ -214,7 +215,7 @@ def _partimagenet(name: str, root: str, splits: Sequence[str]) -> Layout:
                         str(images[stem]),
                         polygons=tuple(polygons[image["id"]]),
                         object_label=names.index(partimagenet.source().synsets[partimagenet.synset_of(stem)][0]),
-                        size=(image["height"], image["width"]) if "height" in image else None,
+                        size=(image["height"], image["width"]) if image.get("height") and image.get("width") else None,
                     )
                 )
     return Layout("partimagenet_40", folder, labels, tuple(sources), tuple(findings))

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from partseg.data import io, transforms
+from partseg.data import coco, io, transforms
 from partseg.data.transforms import Geometry
 from partseg.structures import BACKGROUND_LABEL, IGNORE_LABEL, Record, Sample
 from partseg.vocabulary import Vocabulary
@@ -237,7 +237,7 @@ def _read_png(
 
 
 def _mask(segmentation: object, image: Image.Image, record: Record, geometry: Geometry) -> np.ndarray:
-    return geometry.labels(io.decode_mask(segmentation, height=image.height, width=image.width, path=record.file_name))
+    return geometry.labels(coco.decode_mask(segmentation, height=image.height, width=image.width, path=record.file_name))
 
 
 def _paint(record: Record, image: Image.Image, geometry: Geometry) -> np.ndarray:

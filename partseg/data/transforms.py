@@ -83,7 +83,7 @@ def via_short_edge(
     scale = short_edge / min(height, width)
     if long_edge is not None and scale * max(height, width) > long_edge:
         scale = long_edge / max(height, width)
-    return ((int(height * scale + 0.5), int(width * scale + 0.5)),)
+    return ((max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))),)
 
 
 def random_box(

@@ -40,6 +40,10 @@ class PredictionWriter:
 def read_prediction(folder: Path, sample: Sample, num_classes: int, *, bits: int = 16) -> Int[Tensor, "h w"]:
     """Predicted ids 0..K-1, K for background; ValueError that names the file for a wrong size or id."""
     path = prediction_path(folder, sample.name)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no prediction {path} for the image {sample.file_name}; predictions={folder} must hold one for each image"
+        )
     ids = io.read_label(path, bits=bits)
     if ids.shape != tuple(sample.object_part.shape):
         raise ValueError(

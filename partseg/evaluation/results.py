@@ -14,7 +14,8 @@ protocols         name -> {
     averages      measure -> averaging rule -> {all, seen, unseen, harmonic}
     without_background_predictions    the same for IoU when labelled pixels predicted as background are left out, as
                   in detectron2 and OV-PARTS; not comparable with the metrics above
-    classes       [{object, part, seen, num_pixels, num_predicted, iou, recall, ...}] in object-part order
+    classes       [{object, part, seen, num_pixels, num_predicted, iou, recall, ...}] in object-part order; a measure
+                  is null for a class that the truth lacks, whatever num_predicted is, and 0 for one that was missed
     objects, parts    mean IoU per object and per part name, over the classes that occur in the truth
     confusion     [[truth, prediction, pixels], ...], entries that are not 0; id K is background }
 seconds_per_image {network, postprocess, loading}: work per image, summed over processes; null for predictions
@@ -30,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from partseg.data import io
 from partseg.data.dataset import PartSegDataset
 from partseg.evaluation import metrics, summary
 from partseg.evaluation.evaluator import Counts
@@ -47,6 +49,7 @@ def describe(counts: Counts, vocabulary: Vocabulary) -> dict[str, Any]:
     confusion = counts.confusion
     in_truth = metrics.present(confusion)
     iou = metrics.iou(confusion)
+    of_class = summary.measures(counts)["iou"].of_class
     rows, columns = confusion.nonzero()
     entry: dict[str, Any] = {
         "protocol": counts.protocol,
@@ -55,7 +58,7 @@ def describe(counts: Counts, vocabulary: Vocabulary) -> dict[str, Any]:
         "num_pixels": int(confusion.sum()),
         "num_dropped": counts.num_dropped,
         "metrics": summary.flat_scores(counts, vocabulary)
-        | {f"IoU/{name}": summary.percent(value) for name, value in zip(vocabulary.object_parts, iou)},
+        | {f"IoU/{name}": summary.percent(value) for name, value in zip(vocabulary.object_parts, of_class)},
         "averages": summary.split_means(counts, vocabulary),
         "without_background_predictions": _without_background_predictions(confusion, vocabulary),
         "classes": _classes(counts, vocabulary),
@@ -134,7 +137,8 @@ def is_synthetic(image: str | Path) -> bool:
     for folder in list(Path(image).resolve().parents)[:4]:
         path = folder / "provenance.json"
         if path.is_file():
-            return bool(json.loads(path.read_text(encoding="utf-8")).get("synthetic", False))
+            provenance = io.read_json(path)
+            return isinstance(provenance, Mapping) and bool(provenance.get("synthetic", False))
     return False
 
 
@@ -148,7 +152,7 @@ def _classes(counts: Counts, vocabulary: Vocabulary) -> list[dict[str, Any]]:
             "seen": bool(vocabulary.seen[k]),
             "num_pixels": int(truth[k]),
             "num_predicted": int(predicted[k]),
-            **{key: summary.percent(float(measure.values[k])) for key, measure in per_class.items()},
+            **{key: summary.percent(float(measure.of_class[k])) for key, measure in per_class.items()},
         }
         for k, (owner, part) in enumerate(vocabulary.pairs)
     ]

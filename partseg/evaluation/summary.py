@@ -23,6 +23,11 @@ class Measure:
     values: np.ndarray
     in_truth: np.ndarray
 
+    @property
+    def of_class(self) -> np.ndarray:
+        """The value to show for each class: NaN where the truth has nothing to measure, also when it was predicted."""
+        return np.where(self.in_truth, self.values, np.nan)
+
 
 def measures(counts: Counts) -> dict[str, Measure]:
     """Per-class quantities of one evaluator by name: "iou", "recall", "boundary_iou" and boundary.D2_RULES."""

@@ -110,7 +110,7 @@ class PartClipSeg(nn.Module):
         self.start_pair_from_decoder()
         self.background = nn.Parameter(torch.randn(1, backbone.text_dim) * backbone.text_dim**-0.5)
         patterns = [*trainable, *TEXT_EMBEDDINGS * train_text_embeddings, *("background",) * train_background]
-        set_trainable(self, patterns, unused=self.unused_parameters())
+        set_trainable(self, patterns, unused=self.unused_parameters(), absent=("adapter",) * (adapter_ratio is None))
 
     def unused_parameters(self) -> frozenset[str]:
         """Names of parameters that no output depends on: late image blocks, CLIP's image projection and scale."""

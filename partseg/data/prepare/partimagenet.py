@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from partseg.data import io, partimagenet
+from partseg.data import coco, partimagenet
 from partseg.data.prepare.conversion import Item
 from partseg.data.prepare.labels import check_size, photo_size
 from partseg.utils.files import json_bytes
@@ -42,8 +42,8 @@ def make_jobs(root: Path, split: str) -> tuple[list[SelectionJob], dict[str, int
     Training lists all 40 classes; hiding the unseen ones is the loader's work. Raises when a photo is missing.
     """
     path = partimagenet.find_annotations(root, split)
-    data, names, labels = io.read_coco(path), partimagenet.source(), partimagenet.vocabulary()
-    stems = io.coco_stems(data, path)
+    data, names, labels = coco.read_coco(path), partimagenet.source(), partimagenet.vocabulary()
+    stems = coco.coco_stems(data, path)
     kept = {key: stem for key, stem in stems.items() if partimagenet.synset_of(stem) in names.synsets}
     if not kept:
         raise ValueError(f"{path} lists no image of the 40 classes; is it PartImageNet_Seg?")
@@ -60,7 +60,7 @@ def make_jobs(root: Path, split: str) -> tuple[list[SelectionJob], dict[str, int
                 name=f"{split}/{stem}",
                 split=split,
                 image=str(photos[stem]),
-                size=(image["height"], image["width"]) if "height" in image and "width" in image else None,
+                size=(image["height"], image["width"]) if image.get("height") and image.get("width") else None,
                 object=labels.label_objects.index(names.synsets[partimagenet.synset_of(stem)][0]),
                 parts=tuple(sorted({label for label, _ in polygons[image["id"]]})),
             )
