@@ -9,6 +9,7 @@ Arguments are key=value:
     host, port  where the page is served (default 127.0.0.1, the first free port from 7860): this machine only
     max_megapixels, max_upload_mb   limits of a photo (default 24 and 30)
     device      cpu, cuda, ... (default: a GPU where there is one)
+    plugins     module of yours that the checkpoint's network is from; may be given several times
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Options:
     max_megapixels: float = 24.0
     max_upload_mb: int = 30
     device: str | None = None
+    plugins: tuple[str, ...] = ()
 
 
 class Page:
@@ -277,7 +279,7 @@ def main(options: Options) -> int:
     except ImportError:
         raise ImportError("the page needs gradio: pip install 'partseg[demo]'") from None
     words = WORDS if options.vocabulary is None else to_text(as_vocabulary(options.vocabulary))
-    segmenter = api.load(options.ckpt, options.device)
+    segmenter = api.load(options.ckpt, options.device, plugins=options.plugins)
     actions = Page(segmenter, max_pixels=int(options.max_megapixels * 1e6))
     head = f"<script>{page.viewer_script()}</script><script>{page.marker_script()}</script>"
     font = ("system-ui", "Segoe UI", "DejaVu Sans", "sans-serif")
