@@ -57,12 +57,14 @@ def load(
     device: str | torch.device | None = None,
     *,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    plugins: Sequence[str] = (),
 ) -> Segmenter:
     """A segmenter from one of our checkpoints: a .pt file or a run directory (its latest checkpoint).
 
-    `device` defaults to the first GPU, or the CPU where there is none.
+    `device` defaults to the first GPU, or the CPU where there is none. A checkpoint builds partseg's own networks only;
+    `plugins` names the modules of other ones, and files they read.
     """
-    model, vocabulary, _ = checkpoints.load_model(checkpoint)
+    model, vocabulary, _ = checkpoints.load_model(checkpoint, plugins=plugins)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

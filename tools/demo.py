@@ -10,6 +10,7 @@ Arguments are key=value:
     max_megapixels, max_upload_mb   limits of a photo (default 24 and 30)
     max_parts   object-parts that may be asked for at once (default 300); more take more memory
     device      cpu, cuda, ... (default: a GPU where there is one)
+    plugins     module of yours that the checkpoint's network is from; may be given several times
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Options:
     max_upload_mb: int = 30
     max_parts: int = 300
     device: str | None = None
+    plugins: tuple[str, ...] = ()
 
 
 class Page:
@@ -284,7 +286,7 @@ def main(options: Options) -> int:
     except ImportError:
         raise ImportError("the page needs gradio: pip install 'partseg[demo]'") from None
     words = WORDS if options.vocabulary is None else to_text(as_vocabulary(options.vocabulary))
-    segmenter = api.load(options.ckpt, options.device)
+    segmenter = api.load(options.ckpt, options.device, plugins=options.plugins)
     max_pixels = int(options.max_megapixels * 1e6)
     actions = Page(segmenter, max_pixels=max_pixels, max_parts=options.max_parts, folder=folder)
     head = f"<script>{page.viewer_script()}</script><script>{page.marker_script()}</script>"

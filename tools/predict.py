@@ -21,6 +21,7 @@ Arguments are key=value:
     batch_size  photos through the network at once (default 4)
     device      cpu, cuda, cuda:1, ... (default: a GPU where there is one)
     precision   fp32, bf16 or fp16 (default fp32)
+    plugins     module of yours that the checkpoint's network is from; may be given several times
 
 Written: <name>.png (parts over the photo, with legend), <name>_labels.png (16-bit ids, 65535 is background),
 <name>_attention.png, and segments.json (a COCO file: images, categories, annotations with RLE, area and box). <name> is
@@ -75,6 +76,7 @@ class Options:
     batch_size: int = 4
     device: str | None = None
     precision: str = "fp32"
+    plugins: tuple[str, ...] = ()
 
 
 def main(options: Options) -> int:
@@ -87,7 +89,12 @@ def main(options: Options) -> int:
         console.print(f"{len(others)} files are no images and are left out: {escape(some)}")
     words = None if options.vocabulary is None else as_vocabulary(options.vocabulary)
     check_masks(options, paths)
-    segmenter = api.load(options.ckpt, options.device, precision=options.precision)  # type: ignore[arg-type]
+    segmenter = api.load(
+        options.ckpt,
+        options.device,
+        precision=options.precision,  # type: ignore[arg-type]
+        plugins=options.plugins,
+    )
     vocabulary = words or segmenter.vocabulary
     failures: list[str] = []
     predictions = segmenter.predict_many(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from partseg.data import io
 from partseg.structures import IGNORE_LABEL, Sample
+from partseg.utils.files import inside
 
 
 class PredictionWriter:
@@ -29,7 +30,7 @@ class PredictionWriter:
     def __call__(self, sample: Sample, labels: dict[str, Tensor]) -> None:
         """Write one image's label maps."""
         for name, label_map in labels.items():
-            path = prediction_path(self.folder / name, sample.name)
+            path = prediction_path(inside(self.folder, name), sample.name)
             path.parent.mkdir(parents=True, exist_ok=True)
             ids = label_map.cpu().numpy()
             part = path.with_name(f".{path.name}.part")
@@ -57,5 +58,5 @@ def read_prediction(folder: Path, sample: Sample, num_classes: int, *, bits: int
 
 
 def prediction_path(folder: Path, image_id: str) -> Path:
-    """The PNG of one image; ids may contain slashes."""
-    return folder / f"{image_id}.png"
+    """The PNG of one image; ids may contain slashes. ValueError for one that leads out of the folder."""
+    return inside(folder, f"{image_id}.png")

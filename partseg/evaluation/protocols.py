@@ -15,6 +15,7 @@ from torch import Tensor
 
 from partseg.data import io
 from partseg.evaluation.labels import Choice, PartTable, ScoreReader, own_parts
+from partseg.evaluation.predictions import prediction_path
 from partseg.structures import IGNORE_LABEL, Sample
 from partseg.vocabulary import Vocabulary
 
@@ -133,7 +134,7 @@ class PredObj(PredAll):
 
     def choose(self, reader: ScoreReader, sample: Sample, vocabulary: Vocabulary) -> Choice:
         """Parts of the object that the file names."""
-        path = self.directory / f"{sample.name}.png"
+        path = prediction_path(self.directory, sample.name)
         ids = io.read_label(path, bits=self.bits)
         if ids.shape != tuple(sample.object_part.shape):
             raise ValueError(f"{path} is {ids.shape}, the labels of this image are {tuple(sample.object_part.shape)}")

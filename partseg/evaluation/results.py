@@ -125,7 +125,7 @@ def read(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no {path}: the evaluation has not finished, run tools/eval_net.py again")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("complete") is not True:
         raise ValueError(f"{path} is not a complete result of this version ({FORMAT}); evaluate again")

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 TEMPORARY_SUFFIX = ".partseg-tmp"
 
@@ -29,6 +29,15 @@ def json_bytes(value: object, *, indent: int | None = None) -> bytes:
     """The value as UTF-8 JSON with a final newline; equal values give equal bytes."""
     # bytes of a file name that are no UTF-8 are half characters in Python; JSON has an escape for each
     return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name` for a name that came out of a file; ValueError where it would lie outside the folder."""
+    # as Windows reads it: a backslash and a drive lead away there, and names that use them are no loss elsewhere
+    path = PureWindowsPath(name)
+    if path.anchor or ".." in path.parts or not path.parts:
+        raise ValueError(f"the name {name!r:.80} leads out of {folder}; names of images and protocols must not")
+    return folder / name
 
 
 def write_atomic(path: Path, data: bytes) -> None:
