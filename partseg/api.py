@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from partseg.data.images import ImageLike, Photo, read_photo
+from partseg.data.images import ImageLike, Photo, read_mask, read_photo
 from partseg.engine import checkpoint as checkpoints
 from partseg.evaluation.labels import ScoreReader
 from partseg.evaluation.predictor import Predictor, PreparedPredictor
@@ -58,15 +58,21 @@ def load(
     device: str | torch.device | None = None,
     *,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    plugins: Sequence[str] = (),
 ) -> Segmenter:
     """A segmenter from one of our checkpoints: a .pt file or a run directory (its latest checkpoint).
 
-    `device` defaults to the first GPU, or the CPU where there is none.
+    `device` defaults to the first GPU, or the CPU where there is none. A checkpoint builds partseg's own networks only;
+    `plugins` names the modules of other ones, and files they read.
     """
-    model, vocabulary, _ = checkpoints.load_model(checkpoint)
+    model, vocabulary, _ = checkpoints.load_model(checkpoint, plugins=plugins)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Segmenter(model.to(device), vocabulary=vocabulary, predictor=Predictor(precision=precision))
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises for a device that is not there, or full
+        raise ValueError(f"device={device} cannot be used: {str(error).splitlines()[0]}") from error
+    return Segmenter(model, vocabulary=vocabulary, predictor=Predictor(precision=precision))
 
 
 class Segmenter:
@@ -256,8 +262,8 @@ class _Input:
     source: str
 
 
-def _object_map(request: Request, photo: Photo, words: Vocabulary, protocol: str) -> np.ndarray | None:
-    """int32 object ids [h, w] that `oracle_obj` is told, None for `pred_all`."""
+def given_objects(request: Request, words: Vocabulary, protocol: str) -> list[tuple[str, MaskLike | None]] | None:
+    """Names that `oracle_obj` is told with their masks (None: everywhere), None for `pred_all`; ValueError if wrong."""
     name, given = request.object, request.object_mask
     if protocol != "oracle_obj":
         if name is not None or given is not None:
@@ -273,22 +279,34 @@ def _object_map(request: Request, photo: Photo, words: Vocabulary, protocol: str
         masks = [(words.objects[0], given)]
     else:
         raise ValueError(f"protocol='oracle_obj' needs to know the object; give object=<one of {list(words.objects)}>")
+    unknown = [each for each, _ in masks if each not in words.objects]
+    if unknown:
+        raise ValueError(f"object {unknown[0]!r} is not in the vocabulary; it has {list(words.objects)}")
+    return masks
+
+
+def _object_map(request: Request, photo: Photo, words: Vocabulary, protocol: str) -> np.ndarray | None:
+    """int32 object ids [h, w] that `oracle_obj` is told, None for `pred_all`."""
+    masks = given_objects(request, words, protocol)
+    if masks is None:
+        return None
     objects = np.full(photo.size, BACKGROUND_LABEL, np.int32)
     for each, mask in masks:
-        if each not in words.objects:
-            raise ValueError(f"object {each!r} is not in the vocabulary; it has {list(words.objects)}")
-        objects[... if mask is None else _read_mask(mask, photo)] = words.object_id(each)
+        objects[... if mask is None else _mask_array(mask, photo)] = words.object_id(each)
     return objects
 
 
-def _read_mask(mask: MaskLike, photo: Photo) -> np.ndarray:
-    """bool [h, w] of an array, tensor, or picture in which everything but black is the object."""
+def _mask_array(mask: MaskLike, photo: Photo) -> np.ndarray:
+    """bool [h, w] of an array, tensor, or picture in which everything but black and transparent is the object."""
     if isinstance(mask, Tensor):
         array = mask.detach().cpu().numpy()
     elif isinstance(mask, np.ndarray):
         array = mask
     else:
-        array = np.asarray(read_photo(mask).image).max(-1)
+        try:
+            array = read_mask(mask)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{photo.name} has no mask {mask}") from None
     if array.shape != photo.size:
         raise ValueError(
             f"{photo.name}: the object mask is {list(array.shape)}, the upright photo is {list(photo.size)}"

@@ -184,7 +184,7 @@ def short_edge(height: int, width: int, shorter: int, longest: int | None) -> Si
     scale = shorter / min(height, width)
     if longest is not None and scale * max(height, width) > longest:
         scale = longest / max(height, width)
-    return int(height * scale + 0.5), int(width * scale + 0.5)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def random_box(

@@ -242,7 +242,7 @@ def test_yaml_files_that_are_wrong(tmp_path):
     for text, message in (
         ("- dog\n- cat\n", "must hold a mapping"),
         ("object_parts: [[dog, head]]\nobject: [dog]\n", r"unknown keys \['object'\]"),
-        ("object_parts: [dog head]\n", "must list .object, part. pairs, got 'dog head'"),
+        ("object_parts: [dog head]\n", "must list .object, part. pairs of text, got 'dog head'"),
         ("dog: head\n", "needs a list"),
         ("dog: [on, off]\n", "quote YAML words"),
     ):

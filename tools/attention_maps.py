@@ -14,6 +14,7 @@ Arguments are key=value:
     words     vocabulary of the photos: a file or text like "dog: head, tail" (default: the first checkpoint's)
     parts     only parts with one of these names, e.g. head,neck (default: all)
     layer     decoder layer (default: the last)
+    plugins   modules of yours that the checkpoints' networks are from, separated by commas
     out       picture to write (default attention.png)
 
 Each row is a part: its mask, then per checkpoint the map A_c of equation 6 and its highest value inside the part.
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -38,7 +40,7 @@ from partseg.systems.part_clipseg.heatmaps import LabelledPicture, cells, heatma
 from partseg.utils.visualize import save_png, tile
 
 DEFAULTS = {"data_root": "data", "split": "val", "index": "0,1,2", "out": "attention.png"}
-KEYS = ("ckpt", "dataset", "image", "words", "parts", "layer", *DEFAULTS)
+KEYS = ("ckpt", "dataset", "image", "words", "parts", "layer", "plugins", *DEFAULTS)
 
 
 def parse(arguments: Sequence[str]) -> dict[str, str]:
@@ -53,6 +55,9 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
         raise ValueError("ckpt=<checkpoint or run directory> is required")
     if ("dataset" in values) == ("image" in values):
         raise ValueError("give either dataset=<name> or image=<photo>")
+    out = Path(values["out"])
+    if out.exists() and any(Path(p).exists() and out.samefile(p) for p in values.get("image", "").split(",")):
+        raise ValueError(f"out={out} is one of the photos; choose another file")
     return values
 
 
@@ -71,9 +76,14 @@ def pictures_of_dataset(values: dict[str, str]) -> list[LabelledPicture]:
     return found
 
 
+def plugins(values: dict[str, str]) -> list[str]:
+    """The modules that the user lists."""
+    return [name for name in values.get("plugins", "").split(",") if name]
+
+
 def pictures_of_photos(values: dict[str, str]) -> list[LabelledPicture]:
     """Photos with the parts that the first checkpoint finds in them."""
-    segmenter = api.load(values["ckpt"].split(",")[0])
+    segmenter = api.load(values["ckpt"].split(",")[0], plugins=plugins(values))
     predictions = segmenter.predict(values["image"].split(","), values.get("words"))
     found = []
     for prediction in predictions if isinstance(predictions, list) else [predictions]:
@@ -95,7 +105,7 @@ def main(arguments: Sequence[str]) -> None:
     parts = [part for part in values.get("parts", "").split(",") if part]
     columns = []
     for name, run in zip(names, runs):
-        model = checkpoints.load_model(run)[0]
+        model = checkpoints.load_model(run, plugins=plugins(values))[0]
         columns.append([heatmaps(model, picture, layer=layer) for picture in pictures])
         print(f"{name}: {summary(columns[-1])}")
     drawn = []

@@ -8,7 +8,9 @@ Arguments are key=value:
     vocabulary  what stands in the text box at first: text, YAML file or shipped name
     host, port  where the page is served (default 127.0.0.1, the first free port from 7860): this machine only
     max_megapixels, max_upload_mb   limits of a photo (default 24 and 30)
+    max_parts   object-parts that may be asked for at once (default 300); more take more memory
     device      cpu, cuda, ... (default: a GPU where there is one)
+    plugins     module of yours that the checkpoint's network is from; may be given several times
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ from scipy import ndimage
 from partseg import api
 from partseg.data.images import Photo, list_images, read_photo
 from partseg.utils import arguments, page
+from partseg.utils.files import scratch_folder
 from partseg.utils.prediction import Prediction, shrunk
 from partseg.vocabulary.names import Vocabulary
-from partseg.vocabulary.words import as_vocabulary, vocabulary_of_text
+from partseg.vocabulary.words import as_vocabulary, hints, vocabulary_of_text
 
 if TYPE_CHECKING:
     import gradio
@@ -66,15 +69,19 @@ class Options:
     port: int | None = None
     max_megapixels: float = 24.0
     max_upload_mb: int = 30
+    max_parts: int = 300
     device: str | None = None
+    plugins: tuple[str, ...] = ()
 
 
 class Page:
-    """What the page does when something is pressed; no state but the model."""
+    """What the page does when something is pressed; no state but the model. Downloads are written into `folder`."""
 
-    def __init__(self, segmenter: api.Segmenter, *, max_pixels: int) -> None:
+    def __init__(self, segmenter: api.Segmenter, *, max_pixels: int, max_parts: int, folder: Path) -> None:
         self.segmenter = segmenter
         self.max_pixels = max_pixels
+        self.max_parts = max_parts
+        self.folder = folder
 
     def show_photo(self, path: str | None, protocol: str) -> tuple[str, str]:
         """(photo to draw on, status)."""
@@ -103,6 +110,8 @@ class Page:
             return "", problem("There is no photo yet: upload one first."), None
         try:
             vocabulary = vocabulary_of_text(words)
+            if len(vocabulary) > self.max_parts:
+                raise ValueError(f"These are {len(vocabulary)} object-parts, allowed are {self.max_parts}")
             photo = self._read(path)
             mask = None
             if protocol == ORACLE:
@@ -117,10 +126,11 @@ class Page:
                 object=object_name if protocol == ORACLE else None,
                 object_mask=mask,
             )
+            assert isinstance(prediction, Prediction)
+            files = prediction.save(tempfile.mkdtemp(dir=self.folder), stem=photo.name, max_side=None)
         except (ValueError, OSError) as error:
             return "", problem(without_folder(str(error), path)), None
-        assert isinstance(prediction, Prediction)
-        return view(prediction), summary(prediction), self._files(prediction, photo.name)
+        return view(prediction), summary(prediction), [str(file) for file in files]
 
     def _read(self, path: str) -> Photo:
         return read_photo(path, max_pixels=self.max_pixels)
@@ -137,10 +147,6 @@ class Page:
                 regions, _ = ndimage.label(owners == owners[row, column])
                 mask = mask | (regions == regions[row, column])
         return mask if mask.any() else None
-
-    def _files(self, prediction: Prediction, name: str) -> list[str]:
-        folder = Path(tempfile.mkdtemp(prefix="partseg-demo-"))
-        return [str(path) for path in prediction.save(folder, stem=name, max_side=None)]
 
 
 def problem(message: str) -> str:
@@ -160,7 +166,8 @@ def view(prediction: Prediction) -> str:
 def summary(prediction: Prediction) -> str:
     count = len(prediction.found)
     words = f"{count} part{'' if count == 1 else 's'} found" if count else "Nothing of this vocabulary was found"
-    return f'<div class="good">{words}. Point at the picture or at a name; click a name to keep it lit.</div>'
+    notes = "".join(f"<br>Note: {escape(hint)}." for hint in hints(prediction.vocabulary))
+    return f'<div class="good">{words}. Point at the picture or at a name; click a name to keep it lit.{notes}</div>'
 
 
 def build(actions: Page, options: Options, words: str) -> gradio.Blocks:
@@ -271,14 +278,17 @@ class StayHome:
 
 def main(options: Options) -> int:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    folder = scratch_folder("partseg-demo")
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # what lies here is served in place, and deleted as delete_cache says
     try:
         import gradio as gr
         from starlette.middleware import Middleware
     except ImportError:
         raise ImportError("the page needs gradio: pip install 'partseg[demo]'") from None
     words = WORDS if options.vocabulary is None else to_text(as_vocabulary(options.vocabulary))
-    segmenter = api.load(options.ckpt, options.device)
-    actions = Page(segmenter, max_pixels=int(options.max_megapixels * 1e6))
+    segmenter = api.load(options.ckpt, options.device, plugins=options.plugins)
+    max_pixels = int(options.max_megapixels * 1e6)
+    actions = Page(segmenter, max_pixels=max_pixels, max_parts=options.max_parts, folder=folder)
     head = f"<script>{page.viewer_script()}</script><script>{page.marker_script()}</script>"
     font = ("system-ui", "Segoe UI", "DejaVu Sans", "sans-serif")
     build(actions, options, words).queue(default_concurrency_limit=1, max_size=32).launch(

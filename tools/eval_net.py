@@ -37,8 +37,8 @@ def evaluate(cfg: DictConfig) -> None:
     """One process of the evaluation."""
     device = device_of(cfg)
     env.set_tf32(cfg.train.tf32)
-    model, trained, trained_config = load_model(cfg.ckpt)
-    size = trained_config["model"]["image_size"]
+    model, trained, trained_config = load_model(cfg.ckpt, plugins=cfg.plugins)
+    size = int(model.image_size)  # type: ignore[arg-type]
     dataset = instantiate(cfg.eval_dataset, split=cfg.eval.split, mapper=EvalMapper(size=size))
     if cfg.eval.limit_images is not None:
         dataset = dataset.subset(range(min(cfg.eval.limit_images, len(dataset))))

@@ -7,10 +7,12 @@ Arguments are key=value:
     ckpt        a .pt file or a run directory (required)
     input       file, folder or glob; may be given several times (required). Frames come in natural order
     vocabulary  YAML mapping or file, or pascal_part_116, ade20k_part_234, partimagenet_40 (default: the checkpoint's)
-    output      folder of what is written (default: predictions)
+    output      folder of what is written (default: predictions): a new one, or that of an earlier run; never one that
+                photos or masks are read from
     protocol    pred_all, or oracle_obj, which is told the object (default: pred_all)
     object      oracle_obj: the object's name
-    masks       oracle_obj: folder with a mask PNG per photo of the same name (default: the object is everywhere)
+    masks       oracle_obj: folder with a mask PNG per photo of the same name, the object in any colour but black
+                (default: the object is everywhere)
     overlays    false writes no pictures (default true)
     labels      false writes no label PNGs (default true)
     attention   true also writes what the network looked at for each part (default false)
@@ -19,18 +21,24 @@ Arguments are key=value:
     batch_size  photos through the network at once (default 4)
     device      cpu, cuda, cuda:1, ... (default: a GPU where there is one)
     precision   fp32, bf16 or fp16 (default fp32)
+    plugins     module of yours that the checkpoint's network is from; may be given several times
 
 Written: <name>.png (parts over the photo, with legend), <name>_labels.png (16-bit ids, 65535 is background),
-<name>_attention.png, and segments.json (a COCO file: images, categories, annotations with RLE, area and box).
-Exit code 1: some photos could not be read (they are listed at the end); the rest was done. 2: nothing was done.
+<name>_attention.png, and segments.json (a COCO file: images, categories, annotations with RLE, area and box). <name> is
+the photo's, with its suffix, folder or a number added where files of two photos would meet.
+Exit code 1: some photos could not be read, or their results not be written (they are listed at the end); the rest was
+done. 2: nothing was done.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 from rich.console import Console
@@ -38,12 +46,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from partseg import api
-from partseg.data.images import ImageLike, list_images, unique_stems
+from partseg.data.images import list_images, unique_stems
+from partseg.data.io import read_json
 from partseg.utils import arguments
 from partseg.utils.files import json_bytes, write_atomic
-from partseg.utils.prediction import Prediction, coco_document
+from partseg.utils.prediction import COCO_INFO, Prediction, coco_document
 from partseg.utils.visualize import save_png
+from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.words import as_vocabulary
+
+SEGMENTS = "segments.json"
+ENDINGS = (".png", "_labels.png", "_attention.png")
 
 
 @dataclass(frozen=True)
@@ -63,35 +76,51 @@ class Options:
     batch_size: int = 4
     device: str | None = None
     precision: str = "fp32"
+    plugins: tuple[str, ...] = ()
 
 
 def main(options: Options) -> int:
     console, start = Console(soft_wrap=True, highlight=False), time.perf_counter()
+    if options.max_side < 1:
+        raise ValueError(f"max_side={options.max_side} must be at least 1")
     paths, others = list_images(options.input)
     if others:
         some = ", ".join(p.name for p in others[:5]) + (", ..." if len(others) > 5 else "")
         console.print(f"{len(others)} files are no images and are left out: {escape(some)}")
     words = None if options.vocabulary is None else as_vocabulary(options.vocabulary)
-    segmenter = api.load(options.ckpt, options.device, precision=options.precision)  # type: ignore[arg-type]
-    failures: list[tuple[ImageLike, Exception]] = []
+    check_masks(options, paths)
+    segmenter = api.load(
+        options.ckpt,
+        options.device,
+        precision=options.precision,  # type: ignore[arg-type]
+        plugins=options.plugins,
+    )
+    vocabulary = words or segmenter.vocabulary
+    failures: list[str] = []
     predictions = segmenter.predict_many(
         requests(options, paths),
-        words,
+        vocabulary,
         protocol=options.protocol,
         return_scores=options.scores,
         attention=options.attention,
         batch_size=options.batch_size,
-        on_error=lambda image, error: failures.append((image, error)),
+        on_error=lambda _, error: failures.append(str(error)),
     )
-    stems = unique_stems(paths)
+    api.given_objects(next(requests(options, paths)), vocabulary, options.protocol)
+    stems = unique_stems(paths, endings=ENDINGS, taken=[SEGMENTS])
+    claim_output(options, paths, stems.values(), vocabulary)
     done: list[Prediction] = []
     try:
-        for prediction in progress(predictions, len(paths), failures, console):
-            write(prediction, stems[Path(prediction.source)], options)
-            done.append(prediction.without_pixels())
+        for prediction in progress(predictions, len(paths), done, failures, console):
+            try:
+                write(prediction, stems[Path(prediction.source)], options)
+            except OSError as error:  # a name that the file system does not take; the others may be fine
+                failures.append(f"cannot write the results of {prediction.source}: {error.strerror}")
+            else:
+                done.append(prediction.without_pixels())
     finally:
         if done:  # also after Ctrl-C: what was predicted so far is on disk with its pictures
-            write_atomic(options.output / "segments.json", json_bytes(coco_document(done)))
+            write_atomic(options.output / SEGMENTS, json_bytes(coco_document(done, vocabulary)))
     seconds = time.perf_counter() - start
     console.print(
         f"{len(done)} photos in {seconds:.1f} s ({seconds / max(1, len(paths)):.2f} s each): {options.output}"
@@ -99,9 +128,57 @@ def main(options: Options) -> int:
     for prediction in done:
         for note in prediction.notes:
             console.print(f"note: {escape(prediction.source)}: {note}")
-    for _, error in failures:
-        console.print(f"[red]failed:[/red] {escape(str(error))}")
+    for failure in failures:
+        console.print(f"[red]failed:[/red] {escape(failure)}")
     return 1 if failures else 0
+
+
+def check_masks(options: Options, paths: Sequence[Path]) -> None:
+    """ValueError or FileNotFoundError for a folder of masks that cannot be the photos'."""
+    if options.masks is None:
+        return
+    if not options.masks.is_dir():
+        raise FileNotFoundError(f"masks={options.masks} is no folder")
+    if any(path.suffix.lower() == ".png" and path.parent.samefile(options.masks) for path in paths):
+        raise ValueError(f"masks={options.masks} holds the photos themselves; keep masks in a folder of their own")
+    shared = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
+    if shared:
+        raise ValueError(
+            f"{len(shared)} names, the first is {shared[0]!r}, belong to several photos, which would share one mask in "
+            f"masks={options.masks}; give one folder of photos at a time"
+        )
+
+
+def claim_output(options: Options, paths: Sequence[Path], stems: Collection[str], vocabulary: Vocabulary) -> None:
+    """Make the output folder ours by an empty segments.json; ValueError where results would replace other files."""
+    folder = options.output
+    read_from = {path.parent for path in paths} | {Path(os.path.realpath(path)).parent for path in paths}
+    if options.masks is not None:
+        read_from.add(options.masks)
+    if folder.exists() and any(each.is_dir() and each.samefile(folder) for each in read_from):
+        raise ValueError(f"output={folder} is a folder that photos or masks are read from; choose another folder")
+    if is_ours(folder / SEGMENTS):
+        return
+    written = compress(ENDINGS, (options.overlays, options.labels, options.attention))
+    names = [SEGMENTS, *(stem + ending for ending in written for stem in stems)]
+    there = [name for name in names if os.path.lexists(folder / name)]
+    if there:
+        raise ValueError(
+            f"output={folder} holds {there[0]}, which this tool did not write and would replace; choose another folder"
+        )
+    try:
+        write_atomic(folder / SEGMENTS, json_bytes(coco_document([], vocabulary)))
+    except OSError as error:
+        raise ValueError(f"output={folder} cannot be written to: {error.strerror}; choose another folder") from error
+
+
+def is_ours(path: Path) -> bool:
+    """Is this the segments.json of an earlier run?"""
+    try:
+        content = read_json(path)
+    except (ValueError, OSError):
+        return False
+    return isinstance(content, dict) and content.get("info") == COCO_INFO
 
 
 def requests(options: Options, paths: Sequence[Path]) -> Iterator[api.Request]:
@@ -112,15 +189,15 @@ def requests(options: Options, paths: Sequence[Path]) -> Iterator[api.Request]:
 
 
 def progress(
-    predictions: Iterator[Prediction], total: int, failures: list[tuple[ImageLike, Exception]], console: Console
+    predictions: Iterator[Prediction], total: int, done: Sized, failures: Sized, console: Console
 ) -> Iterator[Prediction]:
     """The predictions, with a bar that also counts photos that failed."""
     columns = (TextColumn("photos"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("photos", total=total)
-        for count, prediction in enumerate(predictions, 1):
+        for prediction in predictions:
             yield prediction
-            bar.update(task, completed=count + len(failures))
+            bar.update(task, completed=len(done) + len(failures))
 
 
 def write(prediction: Prediction, stem: str, options: Options) -> None:

@@ -21,7 +21,7 @@ from partseg.data.mapper import EvalMapper
 from partseg.evaluation import results
 from partseg.evaluation.predictions import read_prediction
 from partseg.labels import IGNORE_LABEL
-from partseg.utils.config import instantiate
+from partseg.utils.config import instantiate, stored
 from partseg.utils.files import json_bytes, write_atomic
 from partseg.utils.prediction import shrunk
 from partseg.utils.visualize import overlay, save_png, tile
@@ -81,7 +81,8 @@ def overlays(run: str, output: str) -> None:
     """One row per photo: photo, ground truth, then what each protocol predicted."""
     content = results.read(Path(run))
     config = content["config"]
-    dataset = instantiate(config["eval_dataset"], split=config["eval"]["split"], mapper=EvalMapper(size=1))
+    node = stored(config["eval_dataset"], group="dataset")
+    dataset = instantiate(node, split=config["eval"]["split"], mapper=EvalMapper(size=1))
     names = dataset.vocabulary.object_parts
     pictures, captions = [], []
     for index in range(len(dataset)):

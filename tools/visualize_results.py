@@ -11,6 +11,7 @@ The page is one HTML file that opens without a server and asks nothing of a netw
     root        folder of the data set (default: where it was when it was evaluated)
     attention   false leaves out what the network looked at, and needs no checkpoint (default true)
     ckpt        checkpoint for the attention (default: the one that was evaluated)
+    plugins     module of yours that the run's classes are from; may be given several times
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from partseg.evaluation.predictions import read_prediction
 from partseg.labels import IGNORE_LABEL
 from partseg.structures import Sample
 from partseg.utils import arguments, page
-from partseg.utils.config import instantiate
-from partseg.utils.files import write_atomic
+from partseg.utils.config import instantiate, stored
+from partseg.utils.files import inside, write_atomic
 from partseg.utils.prediction import heat_picture, shrunk
 
 SIDE = 560
@@ -54,6 +55,7 @@ class Options:
     root: Path | None = None
     attention: bool = True
     ckpt: Path | None = None
+    plugins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,15 @@ class Scored:
 def main(options: Options) -> int:
     content = results.read(options.run)
     folder = options.run if options.run.is_dir() else options.run.parent
-    dataset = open_dataset(content, options.root)
+    dataset = open_dataset(content, options.root, options.plugins)
     console = Console(soft_wrap=True)
     segmenter = open_segmenter(content, options, console) if options.attention else None
     names = evaluators_with_predictions(content, folder, options.evaluator)
     body = [summary(content)]
     for name in names:
         entry, predictions = content["protocols"][name], folder / "predictions" / name
-        evaluator = instantiate(content["config"]["evaluator"][name])
+        node = stored(content["config"]["evaluator"][name], group="evaluator", plugins=options.plugins)
+        evaluator = instantiate(node)
         scored = score_images(dataset, evaluator, predictions, title=f"scoring {name}", console=console)
         body.append(f'<h2 id="{escape(name)}">{escape(name)}</h2>')
         body.append(class_bars(entry))
@@ -94,11 +97,12 @@ def main(options: Options) -> int:
     return 0
 
 
-def open_dataset(content: Mapping[str, Any], root: Path | None) -> PartSegDataset:
+def open_dataset(content: Mapping[str, Any], root: Path | None, plugins: Sequence[str]) -> PartSegDataset:
     """The data set that was evaluated; ValueError when its files are others now."""
     node = dict(content["config"]["eval_dataset"]) | ({} if root is None else {"root": str(root)})
     settings = content["config"]["eval"]
-    dataset = instantiate(node, split=settings["split"], mapper=EvalMapper(size=1))
+    checked = stored(node, group="dataset", plugins=plugins)
+    dataset = instantiate(checked, split=settings["split"], mapper=EvalMapper(size=1))
     if settings["limit_images"] is not None:
         dataset = dataset.subset(range(min(settings["limit_images"], len(dataset))))
     if dataset.manifest_hash != content["dataset"]["manifest_hash"]:
@@ -117,7 +121,7 @@ def open_segmenter(content: Mapping[str, Any], options: Options, console: Consol
             f"no attention: the checkpoint {path or '(predictions came from files)'} is not there; give ckpt="
         )
         return None
-    segmenter = api.load(path)
+    segmenter = api.load(path, plugins=options.plugins)
     if not hasattr(segmenter.model, "pair"):
         console.print("no attention: this model has no part and object prompts")
         return None
@@ -128,7 +132,7 @@ def evaluators_with_predictions(content: Mapping[str, Any], folder: Path, wanted
     known = list(content["protocols"])
     if wanted is not None and wanted not in known:
         raise ValueError(f"evaluator={wanted} was not evaluated; there are {known}")
-    names = [n for n in ([wanted] if wanted else known) if (folder / "predictions" / n).is_dir()]
+    names = [n for n in ([wanted] if wanted else known) if inside(folder / "predictions", n).is_dir()]
     if not names:
         raise FileNotFoundError(
             f"no predictions under {folder / 'predictions'}; run tools/eval_net.py with save_predictions=true"

@@ -77,25 +77,27 @@ def raw_ids() -> RawIds:
 def read_annotation(path: Path) -> dict[int, Node]:
     """Annotations of one image by their id. ValueError when the file is damaged or of another release."""
     data = path.read_bytes()
+    nodes: dict[int, Node] = {}
+    where = "annotation.object"
     try:
         try:
             content = json.loads(data.decode("utf-8"))
         except UnicodeDecodeError:  # some files of the release are latin-1
             content = json.loads(data.decode("latin-1"))
-        return {
-            int(entry["id"]): Node(
+        for number, entry in enumerate(content["annotation"]["object"]):
+            where = f"annotation.object[{number}]"
+            nodes[int(entry["id"])] = Node(
                 raw_id=int(entry["name_ndx"]),
                 parent=_first(entry["parts"]["ispartof"]),
                 level=int(entry["parts"]["part_level"]),
                 mask=str(entry["instance_mask"]),
             )
-            for entry in content["annotation"]["object"]
-        }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"cannot read {path} as an ADE20K 2021_17_01 annotation ({error!r}); "
+            f"cannot read {where} of {path} as an ADE20K 2021_17_01 annotation ({error!r}); "
             f"fetch it again, or check that it is not of another release"
         ) from error
+    return nodes
 
 
 def owner_of(node_id: int, nodes: Mapping[int, Node], objects: Mapping[int, int], path: Path) -> int | None:

@@ -77,7 +77,7 @@ def run_main(main: Callable[[], None]) -> None:
     """Run a tool; errors that the user can mend become one message and exit code 1."""
     try:
         main()
-    except (ValueError, FileNotFoundError, FileExistsError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -165,6 +165,8 @@ class Conversion:
         if not path.exists():
             return
         previous = read_json(path)
+        if not isinstance(previous, Mapping):
+            raise ValueError(f"{path} is not what a conversion writes; choose another output folder")
         different = [key for key in self.header if previous.get(key) != self.header[key]]
         if different:
             was = {key: previous.get(key) for key in different}
@@ -184,7 +186,7 @@ class Conversion:
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 item = Item(**json.loads(line))
-            except ValueError:  # the line that was being written when the run was killed
+            except (ValueError, TypeError):  # the line that was being written when the run was killed
                 continue
             items[item.name] = item
         write_atomic(path, "".join(json.dumps(asdict(item)) + "\n" for item in items.values()).encode())

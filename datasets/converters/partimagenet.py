@@ -8,7 +8,7 @@ from pathlib import Path
 
 from converters.conversion import Item
 from converters.labels import check_size, photo_size
-from partseg.data import io, partimagenet
+from partseg.data import coco, partimagenet
 from partseg.utils.files import json_bytes
 from partseg.vocabulary.shipped import shipped
 
@@ -43,8 +43,8 @@ def make_jobs(root: Path, split: str) -> tuple[list[SelectionJob], dict[str, int
     Training lists all 40 classes; hiding the unseen ones is the loader's work. Raises when a photo is missing.
     """
     path = partimagenet.find_annotations(root, split)
-    data, names, labels = io.read_coco(path), partimagenet.source(), shipped("partimagenet_40")
-    stems = io.coco_stems(data, path)
+    data, names, labels = coco.read_coco(path), partimagenet.source(), shipped("partimagenet_40")
+    stems = coco.coco_stems(data, path)
     kept = {key: stem for key, stem in stems.items() if partimagenet.synset_of(stem) in names.synsets}
     if not kept:
         raise ValueError(f"{path} lists no image of the 40 classes; is it PartImageNet_Seg?")
@@ -61,7 +61,7 @@ def make_jobs(root: Path, split: str) -> tuple[list[SelectionJob], dict[str, int
                 name=f"{split}/{stem}",
                 split=split,
                 image=str(photos[stem]),
-                size=(image["height"], image["width"]) if "height" in image and "width" in image else None,
+                size=(image["height"], image["width"]) if image.get("height") and image.get("width") else None,
                 object=labels.label_objects.index(names.synsets[partimagenet.synset_of(stem)][0]),
                 parts=tuple(sorted({label for label, _ in polygons[image["id"]]})),
             )

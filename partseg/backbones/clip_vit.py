@@ -6,6 +6,7 @@ Legend: B images, T image tokens without CLS, D text width, L tokens of the long
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -235,7 +236,9 @@ def clip_config(name: str) -> Mapping[str, Any]:
     if config is None:
         own = sorted(p.name[:-5] for p in (resources.files("partseg.backbones") / "configs").iterdir())
         vits = [m for m in open_clip.list_models() if m.startswith("ViT")]
-        raise KeyError(f"no CLIP model {name!r}; shipped are {own}, open_clip has {vits}")
+        near = difflib.get_close_matches(name, [*own, *vits], n=3)
+        hint = f" did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise KeyError(f"no CLIP model {name!r};{hint} partseg has {own}, open_clip.list_models() tells the others")
     return config
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from partseg.data import io, layout
+from partseg.data import coco, io, layout
 from partseg.data.dataset import Mapper, PartSegDataset, build, check_split
 from partseg.structures import Annotation, Record
 from partseg.vocabulary.names import Vocabulary
@@ -97,8 +97,8 @@ def _records(
 
 def _read_instances(path: Path, labels: Vocabulary, skipped: dict[str, int]) -> dict[str, tuple[Annotation, ...]]:
     """Instances per image stem, in file order, which is painting order; category_id is the object id as it stands."""
-    data = io.read_coco(path)
-    stems = io.coco_stems(data, path)
+    data = coco.read_coco(path)
+    stems = coco.coco_stems(data, path)
     found: dict[str, list[Annotation]] = {stem: [] for stem in stems.values()}
     positions = [labels.label_objects.index(name) for name in labels.objects]
     for annotation in data["annotations"]:
@@ -110,10 +110,10 @@ def _read_instances(path: Path, labels: Vocabulary, skipped: dict[str, int]) -> 
             )
         if annotation["image_id"] not in stems:
             raise ValueError(f"{path}: annotation {annotation.get('id')} belongs to no image of the file")
-        segmentation = io.usable_segmentation(annotation, skipped)
+        segmentation = coco.usable_segmentation(annotation, skipped)
         if segmentation is not None:
             found[stems[annotation["image_id"]]].append(Annotation("object", positions[object_id], segmentation))
-    _check_names(data.get("categories") or (), labels, path)
+    _check_names(data["categories"], labels, path)
     return {stem: tuple(instances) for stem, instances in found.items()}
 
 
@@ -173,8 +173,8 @@ def _scan_instances(
 ) -> tuple[dict[str, list[Annotation]], dict[str, tuple[int, int]]]:
     """Instances per image stem and the sizes that the file states; what cannot be used becomes findings."""
     try:
-        data = io.read_coco(path)
-        stems = io.coco_stems(data, path)
+        data = coco.read_coco(path)
+        stems = coco.coco_stems(data, path)
     except (ValueError, FileNotFoundError) as error:
         remedy = "fetch it again"
         findings.append(
@@ -189,7 +189,7 @@ def _scan_instances(
         if image_id not in stems or not 0 <= category < labels.num_objects:
             strange.append(f"annotation {annotation.get('id')}: image {image_id}, category {category}")
             continue
-        segmentation = io.usable_segmentation(annotation, skipped)
+        segmentation = coco.usable_segmentation(annotation, skipped)
         if segmentation is not None:
             label = labels.label_objects.index(labels.objects[category])
             found[stems[image_id]].append(Annotation("object", label, segmentation))
@@ -198,5 +198,5 @@ def _scan_instances(
         kind = "instance of no image or category"
         findings.append(layout.finding(split, kind, strange, changes_score=True, remedy=remedy))
     findings += layout.skipped(split, skipped)
-    sizes = {stems[i["id"]]: (i["height"], i["width"]) for i in data["images"] if "height" in i and "width" in i}
+    sizes = {stems[i["id"]]: (i["height"], i["width"]) for i in data["images"] if i.get("height") and i.get("width")}
     return found, sizes

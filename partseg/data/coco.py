@@ -1,7 +1,6 @@
-"""Records from COCO-style JSON: instances of objects and parts (masks or boxes, parents, scores) and phrases.
+"""COCO files: entries checked once, when they are read; polygons and run lengths to masks.
 
-Categories are matched by name with the vocabulary: "dog" is an object, "dog's head", "dog:head" and "dog head" are its
-part. This is also the form in which partseg writes predictions that another training takes as labels.
+Polygons of the wild hold anything, and pycocotools ends the process on some of it: what reaches it is checked here.
 """
 
 from __future__ import annotations
@@ -11,171 +10,186 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from partseg.data import io
-from partseg.data.dataset import Mapper, PartSegDataset, build
-from partseg.structures import Annotation, InstanceLevel, Phrase, Record
-from partseg.vocabulary.names import Vocabulary
-from partseg.vocabulary.words import as_vocabulary
+import numpy as np
+from jaxtyping import Bool, Int
+from pycocotools import mask as coco_mask
+
+from partseg.data.io import file_stem, read_json
+
+FARTHEST = 100_000
+"""Largest coordinate of a polygon in pixels. No format of ours holds a wider picture."""
+
+LONGEST = 1_000_000
+"""Longest outline in pixels. pycocotools takes 40 bytes for each (measured) and does not ask whether it got them."""
+
+_WORDS = {int: "a whole number", str: "text", type(None): "null"}
+_FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
+    "images": {
+        "id": (int, str),
+        "file_name": (str,),
+        "height": (int, type(None)),
+        "width": (int, type(None)),
+    },
+    "annotations": {"image_id": (int, str), "category_id": (int,)},
+    "categories": {"id": (int,), "name": (str, type(None))},
+}
+"""What is read of each entry; an entry may lack what may be null."""
 
 _log = logging.getLogger(__name__)
 
 
-def coco(
-    root: str | Path,
-    split: str,
-    *,
-    vocabulary: str,
-    images: Mapping[str, str] | str = "images",
-    annotations: Mapping[str, str | Sequence[str]] | str = "annotations_{split}.json",
-    mapper: Mapper | None = None,
-    seed: int = 0,
-    all_seen: bool = False,
-    unseen_objects: Sequence[str] | None = None,
-    min_score: float = 0.0,
-    name: str = "coco",
-) -> PartSegDataset:
-    """Split of a data set whose labels are COCO JSON files.
+# Files ----------------------------------------------------------------------------------------------------------------
+def read_coco(path: str | Path) -> dict[str, Any]:
+    """A COCO file's dict; ValueError names the entry that lacks a key or holds a value of another type."""
+    data = read_json(path)
+    lacking = [key for key in ("images", "annotations") if not isinstance(data, dict) or key not in data]
+    if lacking:
+        raise ValueError(f"{path} is not a COCO file: it lacks {lacking}")
+    data = {**data, "categories": data.get("categories") or []}
+    for kind, fields in _FIELDS.items():
+        if not isinstance(data[kind], list):
+            raise ValueError(f"{path} is not a COCO file: {kind!r} is {type(data[kind]).__name__}, not a list")
+        for number, entry in enumerate(data[kind]):
+            if not isinstance(entry, dict):
+                raise ValueError(f"{path}: {kind}[{number}] is {type(entry).__name__}, not an object with keys")
+            for key, types in fields.items():
+                if type(entry.get(key)) not in types:
+                    raise ValueError(f"{path}: {kind}[{number}] {_fault(entry, key, types)}; fetch the file again")
+    return data
 
-    `images` is the folder that `file_name`s are relative to and `annotations` the file, several or a glob (shards), each
-    below `root`, or per split a mapping of them; "{split}" stands for the split. Annotations may name their object with
-    `parent_id` (the id of another annotation), carry a `score`, of which `min_score` is asked, and `phrases`, a list of
-    wordings. Crowd, broken and empty annotations are left out and counted in `skipped`; images without any stay, as
-    unlabelled ones.
+
+def _fault(entry: Mapping[str, Any], key: str, types: tuple[type, ...]) -> str:
+    which = f"(id {entry['id']!r:.40}) " if key != "id" and isinstance(entry.get("id"), int | str) else ""
+    if key not in entry:
+        return f"{which}has no {key!r}"
+    return f"{which}has {key} = {entry[key]!r:.40}, it must be {' or '.join(_WORDS[kind] for kind in types)}"
+
+
+def coco_stems(data: Mapping[str, Any], path: str | Path) -> dict[Any, str]:
+    """Image id -> file name without folder and suffix; ValueError when two images share either."""
+    stems = {image["id"]: file_stem(image["file_name"]) for image in data["images"]}
+    if len(stems) < len(data["images"]) or len(set(stems.values())) < len(stems):
+        names = [file_stem(image["file_name"]) for image in data["images"]]
+        repeated = sorted({name for name in names if names.count(name) > 1})[:3]
+        raise ValueError(f"{path} lists images twice (same id or same name {repeated}); image names must be unique")
+    return stems
+
+
+# Segmentations --------------------------------------------------------------------------------------------------------
+def repair_segmentation(segmentation: Any) -> tuple[Any, int]:
+    """(segmentation without polygons that are none, number of polygons left out); None when nothing is left.
+
+    PartImageNet and ADE exports hold "polygons" of two or four numbers, which pycocotools refuses or reads as boxes.
     """
-    root = Path(root).expanduser()
-    labels = as_vocabulary(vocabulary).with_unseen(unseen_objects)
-    folder = root / _of_split(images, split, "images")
-    skipped: dict[str, int] = {}
-    records: list[Record] = []
-    for path in _files(root, _of_split(annotations, split, "annotations")):
-        records += _records(path, folder, labels, skipped, min_score)
-    names = [record.image_id for record in records]
-    if len(set(names)) < len(names):
-        repeated = sorted({n for n in names if names.count(n) > 1})[:3]
-        raise ValueError(f"the annotation files of {name!r} list images twice, for example {repeated}")
-    if any(skipped.values()):
-        _log.warning("%s %s: annotations left out: %s", name, split, skipped)
-    return build(
-        sorted(records, key=lambda record: record.image_id),
-        label_vocabulary=labels,
-        mapper=mapper,
-        seed=seed,
-        name=name,
-        split=split,
-        all_seen=all_seen,
-        skipped=skipped,
-    )
+    if isinstance(segmentation, Mapping):
+        return segmentation, 0
+    polygons = list(segmentation) if isinstance(segmentation, list | tuple) else []
+    if polygons and all(isinstance(value, int | float) for value in polygons):
+        polygons = [polygons]
+    kept = [polygon for polygon in polygons if _is_polygon(polygon)]
+    return (kept or None), len(polygons) - len(kept)
 
 
-def _of_split(value: Mapping[str, Any] | str | Sequence[str], split: str, what: str) -> Any:
-    if isinstance(value, Mapping):
-        if split not in value:
-            raise ValueError(f"dataset.{what} has no split {split!r}; it has {sorted(value)}")
-        value = value[split]
-    if isinstance(value, str):
-        return value.replace("{split}", split)
-    return [str(item).replace("{split}", split) for item in value]
+def _is_polygon(points: Any) -> bool:
+    """Pairs of numbers around an area, no farther out and no longer around than any picture."""
+    if not isinstance(points, Sequence) or len(points) < 6 or len(points) % 2:
+        return False
+    try:
+        numbers = np.asarray(points)
+    except ValueError:  # lists of different lengths
+        return False
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iuf" or not np.abs(numbers).max() <= FARTHEST:
+        return False
+    x, y = numbers[0::2].astype(np.float64), numbers[1::2].astype(np.float64)
+    next_x, next_y = np.roll(x, -1), np.roll(y, -1)
+    if np.maximum(np.abs(next_x - x), np.abs(next_y - y)).sum() > LONGEST:
+        return False
+    return bool(np.dot(x, next_y) != np.dot(y, next_x))
 
 
-def _files(root: Path, names: str | Sequence[str]) -> list[Path]:
-    """The annotation files; FileNotFoundError for a name or glob that matches none."""
-    found: list[Path] = []
-    for name in [names] if isinstance(names, str) else names:
-        matches = sorted(root.glob(name)) if set(name) & set("*?[") else [root / name]
-        missing = [path for path in matches if not path.is_file()]
-        if missing or not matches:
-            raise FileNotFoundError(f"no annotation file {root / name}; set dataset.annotations or dataset.root")
-        found += matches
-    return found
+def run_lengths(rle: Mapping[str, Any]) -> Int[np.ndarray, " runs"]:
+    """Lengths of a COCO RLE's runs, plain or compressed, of 0 and 1 in turn; ValueError unless they fill its size.
+
+    pycocotools itself hands out memory as it finds it where the runs end early.
+    """
+    size, counts = rle.get("size"), rle.get("counts")
+    if not (isinstance(size, list | tuple) and len(size) == 2 and all(type(n) is int and n >= 0 for n in size)):
+        raise ValueError(f"its RLE has size {size!r:.40}, it must be [height, width]")
+    if isinstance(counts, str | bytes):
+        lengths = _decompress(counts)
+    else:
+        lengths = np.asarray(counts if isinstance(counts, list | tuple) and counts else [-1])
+    area = size[0] * size[1]
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or lengths.min() < 0 or lengths.max() > area:
+        raise ValueError("its RLE has counts that are no run lengths")
+    if lengths.sum() != area:
+        raise ValueError(f"the runs of its RLE fill {lengths.sum()} of {area} pixels")
+    return lengths
 
 
-def _records(path: Path, folder: Path, labels: Vocabulary, skipped: dict[str, int], min_score: float) -> list[Record]:
-    data = io.read_coco(path)
-    names = _category_labels(data.get("categories") or (), labels, path)
-    by_image: dict[Any, list[Mapping[str, Any]]] = {image["id"]: [] for image in data["images"]}
-    for annotation in data["annotations"]:
-        if annotation["image_id"] not in by_image:
-            raise ValueError(f"{path}: annotation {annotation.get('id')} belongs to no image of the file")
-        by_image[annotation["image_id"]].append(annotation)
-    return [_record(image, by_image[image["id"]], folder, names, skipped, min_score, path) for image in data["images"]]
+def _decompress(text: str | bytes) -> np.ndarray:
+    """int64 run lengths of COCO's text counts; [-1] where the text is none.
+
+    A number is written as characters of 5 bits from the lowest up, bit 5 says that another follows; from the fourth
+    number on it is the difference to the number two before.
+    """
+    data = text.encode("utf-8", "replace") if isinstance(text, str) else text
+    codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
+    if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        return np.array([-1])
+    ends = np.flatnonzero((codes & 32) == 0) + 1
+    starts = np.concatenate([[0], ends[:-1]])
+    digits = ends - starts
+    if digits.max() > 7:
+        return np.array([-1])
+    shifts = 5 * (np.arange(codes.size) - np.repeat(starts, digits))
+    numbers = np.add.reduceat((codes & 31) << shifts, starts)
+    numbers -= np.where(codes[ends - 1] & 16, 1 << (5 * digits), 0)  # two's complement
+    numbers[1::2] = numbers[1::2].cumsum()
+    numbers[2::2] = numbers[2::2].cumsum()
+    return numbers
 
 
-def _record(
-    image: Mapping[str, Any],
-    annotations: Sequence[Mapping[str, Any]],
-    folder: Path,
-    names: Mapping[Any, tuple[InstanceLevel, int]],
-    skipped: dict[str, int],
-    min_score: float,
-    path: Path,
-) -> Record:
-    kept: list[tuple[Mapping[str, Any], Any]] = []
-    phrases = []
-    for annotation in annotations:
-        if annotation.get("score", 1.0) < min_score:
-            skipped["low_score"] = skipped.get("low_score", 0) + 1
-            continue
-        box_only = not annotation.get("segmentation") and "bbox" in annotation
-        segmentation = None if box_only else io.usable_segmentation(annotation, skipped)
-        if segmentation is None and not box_only:
-            continue
-        if annotation.get("phrases") and segmentation is not None:
-            phrases.append(Phrase(tuple(map(str, annotation["phrases"])), segmentation))
-        if annotation.get("category_id") in names:
-            kept.append((annotation, segmentation))
-        elif not annotation.get("phrases"):
-            raise ValueError(
-                f"{path}: annotation {annotation.get('id')} has category_id {annotation.get('category_id')!r}, which "
-                "the file's categories lack"
-            )
-    places = {annotation.get("id"): i for i, (annotation, _) in enumerate(kept)}
-    found = []
-    for annotation, segmentation in kept:
-        level, label = names[annotation["category_id"]]
-        parent = places.get(annotation["parent_id"]) if annotation.get("parent_id") is not None else None
-        found.append(Annotation(level, label, segmentation, _box(annotation, path), parent, annotation.get("score")))
-    known = [names[category] for category in image.get("category_ids", ()) if category in names]
-    return Record(
-        image_id=io.file_stem(image["file_name"]),
-        file_name=str(folder / image["file_name"]),
-        height=image.get("height"),
-        width=image.get("width"),
-        annotations=tuple(found) if annotations else None,
-        image_labels=tuple(label for level, label in known if level == "object"),
-        phrases=tuple(phrases),
-    )
+def usable_segmentation(annotation: Mapping[str, Any], skipped: dict[str, int]) -> Any:
+    """The annotation's segmentation without broken polygons, or None; what is left out is counted in `skipped`.
 
-
-def _box(annotation: Mapping[str, Any], path: Path) -> tuple[float, float, float, float] | None:
-    """COCO's left, top, width, height as left, top, right, bottom."""
-    if "bbox" not in annotation:
+    The first annotation with a broken polygon or RLE is named in the log.
+    """
+    reason = None
+    segmentation, broken = repair_segmentation(annotation.get("segmentation"))
+    if broken and not skipped.get("broken_polygon"):
+        what = "a polygon without area or beyond any picture; it and others like it are left out"
+        _log.warning("annotation %s has %s", annotation.get("id"), what)
+    skipped["broken_polygon"] = skipped.get("broken_polygon", 0) + broken
+    if annotation.get("iscrowd"):
+        reason = "crowd"
+    elif annotation.get("area", 1) == 0:
+        reason = "zero_area"
+    elif segmentation is None:
+        reason = "empty_annotation"
+    elif isinstance(segmentation, Mapping):
+        try:
+            run_lengths(segmentation)
+        except ValueError as error:
+            reason = "broken_rle"
+            if reason not in skipped:
+                _log.warning("annotation %s and others like it are left out: %s", annotation.get("id"), error)
+    if reason is not None:
+        skipped[reason] = skipped.get(reason, 0) + 1
         return None
-    values = annotation["bbox"]
-    if len(values) != 4 or not all(isinstance(v, int | float) for v in values) or min(values[2:]) < 0:
-        raise ValueError(
-            f"{path}: annotation {annotation.get('id')} has bbox {values!r}, not [left, top, width, height]"
-        )
-    left, top, width, height = map(float, values)
-    return left, top, left + width, top + height
+    return segmentation
 
 
-def _category_labels(
-    categories: Sequence[Mapping[str, Any]], labels: Vocabulary, path: Path
-) -> dict[Any, tuple[InstanceLevel, int]]:
-    """Category id -> level and label; ValueError for names that the vocabulary lacks."""
-    known: dict[str, tuple[InstanceLevel, int]] = {}
-    for i, (owner, part) in enumerate(labels.pairs):
-        known |= dict.fromkeys(spellings(owner, part), ("object_part", i))
-    known |= {name: ("object", i) for i, name in enumerate(labels.label_objects)}
-    strange = [str(category["name"]) for category in categories if category["name"] not in known]
-    if strange:
-        raise ValueError(
-            f"{path}: {len(strange)} categories are neither objects nor object-parts of vocabulary {labels.name!r}, for "
-            f'example {strange[:3]}; parts are called "dog\'s head", "dog:head" or "dog head"'
-        )
-    return {category["id"]: known[category["name"]] for category in categories}
-
-
-def spellings(owner: str, part: str) -> tuple[str, str, str]:
-    """How data sets spell the name of an object's part."""
-    return f"{owner} {part}", f"{owner}:{part}", f"{owner}'s {part}"
+def decode_mask(segmentation: Any, *, height: int, width: int, path: str | Path) -> Bool[np.ndarray, "height width"]:
+    """bool mask, column-major, of polygons or a COCO RLE; `path` is for the error message only."""
+    try:
+        if isinstance(segmentation, Mapping):
+            runs = run_lengths(segmentation)
+            if list(segmentation["size"]) != [height, width]:
+                raise ValueError(f"its RLE is {segmentation['size']}, the image is {[height, width]} (height, width)")
+            return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+        if not all(map(_is_polygon, segmentation)):
+            raise ValueError("a polygon has no area or leaves any picture")
+        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))).view(bool)
+    except Exception as error:  # pycocotools raises bare Exception for input that it does not know
+        raise ValueError(f"an annotation of {path} cannot be read as a mask: {error}") from error

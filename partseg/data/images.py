@@ -1,25 +1,31 @@
 """Photos as people have them: any file Pillow reads, any colour mode, any orientation; arrays and tensors too.
 
 Used by prediction only. Data sets read their files with io.read_image, which gives the same pixels for plain photos
-but ignores orientation tags, because label files ignore them.
+and deep greys but ignores orientation tags, because label files ignore them.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
+from itertools import chain, count
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from partseg.data.io import is_stray
+from partseg.data.io import UnusableImageError, check_regular, eight_bits, is_stray
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+UsedT = TypeVar("UsedT")
 
 MAX_PIXELS = 89_000_000
 """Largest area that is decoded, just below the size at which Pillow starts to warn of decompression bombs."""
@@ -33,10 +39,6 @@ SUFFIXES = frozenset(
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError)
 _STILL = frozenset({"MPO"})
 """Formats whose extra frames are previews or the other eye, not an animation."""
-
-
-class UnusableImageError(ValueError):
-    """A picture that was understood but cannot be used; its message needs no further words."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,12 @@ def read_photo(source: ImageLike, *, name: str | None = None, max_pixels: int = 
     its first frame. Tensors are uint8, or float in 0..1. ValueError or FileNotFoundError say what is wrong.
     """
     if isinstance(source, str | Path):
-        return _read_file(Path(source), name=name, max_pixels=max_pixels)
+        path = Path(source)
+        return _open(path, lambda image: _to_photo(image, name=name or path.stem, what=str(path)), max_pixels)
     what = name or "image"
     if isinstance(source, Image.Image):
         _check_area(source.size, what, max_pixels)
-        return _upright(source, name=what, what=what)
+        return _to_photo(source, name=what, what=what)
     if isinstance(source, Tensor):
         source = _array_of(source)
     if not isinstance(source, np.ndarray):
@@ -75,34 +78,45 @@ def read_photo(source: ImageLike, *, name: str | None = None, max_pixels: int = 
         hint = "; channels-first data goes in as a torch tensor" if source.shape[:1] == (3,) else ""
         raise ValueError(f"{what}: arrays must be [h, w, 3], [h, w, 4] or [h, w], got {list(source.shape)}{hint}")
     _check_area((source.shape[1], source.shape[0]), what, max_pixels)
-    return _upright(Image.fromarray(np.ascontiguousarray(source)), name=what, what=what)
+    return _to_photo(Image.fromarray(np.ascontiguousarray(source)), name=what, what=what)
+
+
+def read_mask(source: str | Path | Image.Image) -> Bool[np.ndarray, "h w"]:
+    """Where a picture is neither black nor transparent, upright; its values count as they are stored."""
+    return _to_mask(source) if isinstance(source, Image.Image) else _open(Path(source), _to_mask, MAX_PIXELS)
 
 
 def list_images(sources: str | Path | Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     """(images, other files) that files, folders and globs name; folders in natural order, so that frame 9 precedes 10.
 
     A folder gives its own files whose suffix is in SUFFIXES; the rest of its files are returned as others. A file that
-    is named twice comes once. FileNotFoundError when a source names nothing.
+    is named twice comes once, whatever links lead to its folder. FileNotFoundError when a source names nothing.
     """
-    images: dict[Path, None] = {}
-    others: dict[Path, None] = {}
+    images: dict[str, Path] = {}
+    others: dict[str, Path] = {}
     for source in [sources] if isinstance(sources, str | Path) else sources:
         path = Path(source).expanduser()
         if path.is_dir():
-            files = [p for p in path.iterdir() if p.is_file() and not is_stray(p) and not p.name.startswith(".")]
+            files = [p for p in path.iterdir() if not p.is_dir() and not is_stray(p) and not p.name.startswith(".")]
             found = [p for p in files if p.suffix.lower() in SUFFIXES]
-            others |= dict.fromkeys(sorted(set(files) - set(found), key=natural_key))
+            others |= {_place(p): p for p in sorted(set(files) - set(found), key=natural_key)}
         elif path.exists():
             found = [path]
         elif has_magic(str(path)):
             matches = glob(str(path), recursive=True)  # noqa: PTH207  Path.glob takes no absolute patterns
-            found = [p for p in map(Path, matches) if p.is_file()]
+            found = [p for p in map(Path, matches) if not p.is_dir()]
         else:
             raise FileNotFoundError(f"no file, folder or pattern {source}")
         if not found:
             raise FileNotFoundError(f"{source} holds no image ({' '.join(sorted(SUFFIXES))})")
-        images |= dict.fromkeys(sorted(found, key=natural_key))
-    return list(images), list(others)
+        for each in sorted(found, key=natural_key):
+            images.setdefault(_place(each), each)
+    return list(images.values()), list(others.values())
+
+
+def _place(path: Path) -> str:
+    """The file's name in its true folder: `**` follows links, and may go round in them."""
+    return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118
 
 
 def natural_key(path: str | Path) -> tuple[tuple[int, int, str], ...]:
@@ -111,28 +125,43 @@ def natural_key(path: str | Path) -> tuple[tuple[int, int, str], ...]:
     return tuple((1, int(word), "") if word.isdecimal() else (0, 0, word.lower()) for word in words)
 
 
-def unique_stems(paths: Iterable[Path]) -> dict[Path, str]:
-    """A name for the files written for each path: its stem, with its suffix or a number added where stems repeat."""
+def unique_stems(
+    paths: Iterable[Path], *, endings: Sequence[str] = ("",), taken: Iterable[str] = ()
+) -> dict[Path, str]:
+    """A name for the files written for each path: its stem, with its suffix or a number added where files would meet.
+
+    A name stands for one file per ending. No two files, and none of `taken`, get names that some file system holds for
+    one: a.png and A.png, or an accent written in two ways.
+    """
     names: dict[Path, str] = {}
-    taken: set[str] = set()
+    used = {_folded(name) for name in taken}
     for path in paths:
-        choices = [path.stem, f"{path.stem}_{path.suffix[1:]}", f"{path.parent.name}_{path.stem}"]
-        name = next((c for c in choices if c.lower() not in taken), None)
-        number = 2
-        while name is None or name.lower() in taken:
-            name, number = f"{path.stem}_{number}", number + 1
-        taken.add(name.lower())  # some file systems do not tell a.png from A.png
+        choices = chain(
+            [path.stem, f"{path.stem}_{path.suffix[1:]}", f"{path.parent.name}_{path.stem}"],
+            (f"{path.stem}_{number}" for number in count(2)),
+        )
+        for name in choices:
+            files = {_folded(name + ending) for ending in endings}
+            if not files & used:
+                break
+        used |= files
         names[path] = name
     return names
 
 
-def _read_file(path: Path, *, name: str | None, max_pixels: int) -> Photo:
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _open(path: Path, use: Callable[[Image.Image], UsedT], max_pixels: int) -> UsedT:
+    """What `use` makes of the picture in a file; errors name the file."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name an image, or use tools/predict.py for folders")
     try:
+        check_regular(path)
         with Image.open(path) as image:
             _check_area(image.size, str(path), max_pixels)
-            return _upright(image, name=name or path.stem, what=str(path))
+            return use(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"no image {path}") from None
     except UnidentifiedImageError:
@@ -145,24 +174,36 @@ def _read_file(path: Path, *, name: str | None, max_pixels: int) -> Photo:
         raise ValueError(f"{path} cannot be read, it is damaged or cut off: {error}") from error
 
 
-def _upright(image: Image.Image, *, name: str, what: str) -> Photo:
+def _to_photo(image: Image.Image, *, name: str, what: str) -> Photo:
+    turned, notes = _upright(image)
+    rgb, note = _to_rgb(turned, what)
+    return Photo(rgb, name, (*notes, *([note] if note else [])))
+
+
+def _to_mask(image: Image.Image) -> np.ndarray:
+    turned, _ = _upright(image)
+    if turned.mode in ("1", "L", "F") or turned.mode.startswith("I"):
+        return np.asarray(turned) != 0
+    colours = np.asarray(turned.convert("RGBA" if turned.has_transparency_data else "RGB"))
+    return np.logical_and(colours[..., :3].any(-1), colours[..., 3:].all(-1))
+
+
+def _upright(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """(first frame, as its orientation tag wants it shown; a note where there are others)."""
     notes: list[str] = []
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format not in _STILL:
         notes.append(f"first of {frames} {'pages' if image.format == 'TIFF' else 'frames'}")
         image.seek(0)
     image.load()
-    turned = ImageOps.exif_transpose(image)
-    rgb, note = _to_rgb(turned, what)
-    return Photo(rgb, name, (*notes, *([note] if note else [])))
+    return ImageOps.exif_transpose(image), notes
 
 
 def _to_rgb(image: Image.Image, what: str) -> tuple[Image.Image, str | None]:
     """(RGB copy or the image itself, note)."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image, None
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bits(np.asarray(image), image.mode, what)).convert("RGB"), None
+    image = eight_bits(image, what=what)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() == (255, 255):
@@ -171,19 +212,6 @@ def _to_rgb(image: Image.Image, what: str) -> tuple[Image.Image, str | None]:
         white.alpha_composite(image)
         return white.convert("RGB"), "transparent pixels shown as white"
     return image.convert("RGB"), None
-
-
-def _to_8_bits(values: np.ndarray, mode: str, what: str) -> np.ndarray:
-    """Grey levels above 8 bits: 0..65535 by 1/257, float 0..1 by 255; other ranges have no agreed meaning."""
-    values = values.astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    top = 1.0 if mode == "F" else 65535.0
-    if not (low >= 0 and high <= top):  # also refuses NaN
-        raise UnusableImageError(
-            f"{what}: grey levels run from {low:g} to {high:g}, expected 0..{top:g} in a {mode} picture; "
-            "save it as 8 or 16 bit"
-        )
-    return np.rint(values * (255 / top)).astype(np.uint8)
 
 
 def _array_of(tensor: Tensor) -> np.ndarray:
@@ -203,6 +231,8 @@ def _array_of(tensor: Tensor) -> np.ndarray:
 
 def _check_area(size: tuple[int, int], what: str, max_pixels: int) -> None:
     width, height = size
+    if not width * height:
+        raise UnusableImageError(f"{what} has no pixels, it is {width} x {height}")
     if width * height > max_pixels:
         raise UnusableImageError(
             f"{what} has {width} x {height} = {width * height / 1e6:.1f} megapixels, "

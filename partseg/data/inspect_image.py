@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from partseg.data import io
+from partseg.data import coco, io
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.structures import Record
 from partseg.vocabulary.names import Vocabulary
@@ -155,7 +155,7 @@ def _label(path: str, bits: int, num_ids: int, size: tuple[int, ...] | None) -> 
 
 def _mask(segmentation: object, shape: tuple[int, ...], record: Record) -> np.ndarray:
     try:
-        return io.decode_mask(segmentation, height=shape[0], width=shape[1], path=record.file_name)
+        return coco.decode_mask(segmentation, height=shape[0], width=shape[1], path=record.file_name)
     except ValueError as error:
         raise WrongLabelError(WRONG_SIZE if "RLE is" in str(error) else UNREADABLE, str(error)) from error
 

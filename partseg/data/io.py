@@ -1,4 +1,4 @@
-"""Files to arrays: photos, 8- and 16-bit label PNGs, COCO segmentations, and the folders they lie in.
+"""Files to arrays: photos, 8- and 16-bit label PNGs, and the folders they lie in.
 
 Training and evaluation read every pixel here. 255 in an 8-bit label file becomes IGNORE_LABEL here and only here.
 """
@@ -12,21 +12,43 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from pycocotools import mask as coco_mask
 
 from partseg.labels import IGNORE_LABEL
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _STRAYS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX"})
 _BITS_OF_MODE = {"L": 8, "P": 8, "I;16": 16, "I;16B": 16, "I": 16}  # older Pillow opens 16-bit grey PNGs as "I"
+_FEW_BITS = {"1": "1-bit", "L;2": "2-bit", "L;4": "4-bit"}
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+class UnusableImageError(ValueError):
+    """A picture that was understood but cannot be used; its message needs no further words."""
 
 
 # Pixels ---------------------------------------------------------------------------------------------------------------
 def read_image(path: str | Path) -> Image.Image:
     """A photo as RGB, decoded completely, its orientation tag not applied (see `upright`)."""
-    image = _decode(path)
+    image = eight_bits(_decode(path)[0], what=str(path))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def eight_bits(image: Image.Image, *, what: str) -> Image.Image:
+    """The picture, its grey levels above 8 bits scaled (0..65535 by 1/257, float 0..1 by 255): Pillow would clip them.
+
+    UnusableImageError for other ranges, which have no agreed meaning; `what` names the picture in it.
+    """
+    if not image.mode.startswith("I") and image.mode != "F":
+        return image
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    top = 1.0 if image.mode == "F" else 65535.0
+    if not (low >= 0 and high <= top):  # also refuses NaN
+        raise UnusableImageError(
+            f"{what}: grey levels run from {low:g} to {high:g}, expected 0..{top:g} in a {image.mode} picture; "
+            "save it as 8 or 16 bit"
+        )
+    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -39,31 +61,59 @@ def read_label(path: str | Path, *, bits: int | None) -> np.ndarray:
 
     None takes either depth.
     """
-    image = _decode(path)
+    image, stored = _decode(path)
     found = _BITS_OF_MODE.get(image.mode)
     bits = bits or found or 8
-    if found != bits:
-        what = f"{found}-bit" if found else f"a {image.mode} picture"
+    if found != bits or stored in _FEW_BITS:
+        what = _FEW_BITS.get(stored) or (f"{found}-bit" if found else f"a {image.mode} picture")
         raise ValueError(
             f"label {path} is {what}, this data set stores {bits}-bit grey PNGs; "
             "write it again from the source instead of converting the picture (converting loses ids)"
         )
-    return np.asarray(image).astype(np.uint8 if bits == 8 else np.uint16, copy=False)
+    ids = np.asarray(image).astype(np.uint8 if bits == 8 else np.uint16, copy=False)
+    if image.mode == "P":
+        _refuse_renumbered(image, ids, path)
+    return ids
 
 
-def _decode(path: str | Path) -> Image.Image:
+def _refuse_renumbered(image: Image.Image, ids: np.ndarray, path: str | Path) -> None:
+    """ValueError where a palette of greys shows an id as another grey: tools that shrink PNGs renumber ids so."""
+    colours = np.asarray(image.getpalette("RGB"), np.int64).reshape(-1, 3)
+    if (colours != colours[:, :1]).any():  # a palette to look at, such as VOC's
+        return
+    used = np.flatnonzero(np.bincount(ids.ravel(), minlength=len(colours))[: len(colours)])
+    other = used[colours[used, 0] != used]
+    if other.size:
+        raise ValueError(
+            f"label {path} has a grey palette that shows id {other[0]} as {colours[other[0], 0]}; a tool that makes PNGs "
+            "smaller has renumbered its ids: restore the original file, or write it again as plain grey"
+        )
+
+
+def check_regular(path: Path) -> None:
+    """ValueError for a folder, pipe or device: reading one may never end."""
+    if path.exists() and not path.is_file():
+        raise UnusableImageError(f"{path} is a {'folder' if path.is_dir() else 'pipe or device'}, not a picture file")
+
+
+def _decode(path: str | Path) -> tuple[Image.Image, str]:
+    """(the picture, decoded; how its pixels are stored, such as "L;4" for 4-bit greys, which Pillow stretches)."""
     try:
+        check_regular(Path(path))
         with Image.open(path) as image:
+            stored = str(image.tile[0][3]) if image.tile else image.mode
             image.load()
     except FileNotFoundError:
         raise FileNotFoundError(
             f"no file {path}; the data set's index names it, restore it or build the set again"
         ) from None
+    except UnusableImageError:
+        raise
     except _UNREADABLE as error:
         raise ValueError(
             f"cannot read {path}: {error}; the file is damaged or not a picture, fetch it again"
         ) from error
-    return image
+    return image, stored
 
 
 def file_table(lut: np.ndarray, num_ids: int, *, bits: int) -> np.ndarray:
@@ -90,85 +140,15 @@ def translate(ids: np.ndarray, table: np.ndarray, *, path: str | Path, what: str
     return labels
 
 
-# COCO segmentations ---------------------------------------------------------------------------------------------------
-def repair_segmentation(segmentation: Any) -> tuple[Any, int]:
-    """(segmentation without polygons that have no area, number of polygons left out); None when nothing is left.
-
-    PartImageNet and ADE exports hold "polygons" of two or four numbers, which pycocotools refuses or reads as boxes.
-    """
-    if isinstance(segmentation, Mapping):
-        return segmentation, 0
-    polygons = list(segmentation or ())
-    if polygons and all(isinstance(value, (int, float)) for value in polygons):
-        polygons = [polygons]
-    kept = [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0 and np.isfinite(p).all() and _polygon_area(p) > 0]
-    return (kept or None), len(polygons) - len(kept)
-
-
-def _polygon_area(polygon: Sequence[float]) -> float:
-    x, y = np.asarray(polygon[0::2], np.float64), np.asarray(polygon[1::2], np.float64)
-    return abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2
-
-
-def usable_segmentation(annotation: Mapping[str, Any], skipped: dict[str, int]) -> Any:
-    """The annotation's segmentation without broken polygons, or None; what is left out is counted in `skipped`."""
-    reason = None
-    segmentation, broken = repair_segmentation(annotation.get("segmentation"))
-    skipped["broken_polygon"] = skipped.get("broken_polygon", 0) + broken
-    if annotation.get("iscrowd"):
-        reason = "crowd"
-    elif annotation.get("area", 1) == 0:
-        reason = "zero_area"
-    elif segmentation is None:
-        reason = "empty_annotation"
-    if reason is not None:
-        skipped[reason] = skipped.get(reason, 0) + 1
-        return None
-    return segmentation
-
-
-def decode_mask(segmentation: Any, *, height: int, width: int, path: str | Path) -> np.ndarray:
-    """bool [height, width], column-major, of polygons or a COCO RLE; `path` is for the error message only."""
-    try:
-        if isinstance(segmentation, Mapping):
-            if list(segmentation["size"]) != [height, width]:
-                raise ValueError(f"its RLE is {segmentation['size']}, the image is {[height, width]} (height, width)")
-            counts = segmentation["counts"]
-            rle = coco_mask.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
-        else:
-            rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        return coco_mask.decode(rle).view(bool)
-    except Exception as error:  # pycocotools raises bare Exception for input that it does not know
-        raise ValueError(f"an annotation of {path} cannot be read as a mask: {error}") from error
-
-
+# Names and lists ------------------------------------------------------------------------------------------------------
 def read_json(path: str | Path) -> Any:
     """Parsed JSON; errors name the file."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"no file {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
-
-
-def read_coco(path: str | Path) -> dict[str, Any]:
-    """A COCO file's dict; ValueError when it lacks images or annotations."""
-    data = read_json(path)
-    lacking = [key for key in ("images", "annotations") if not isinstance(data, dict) or key not in data]
-    if lacking:
-        raise ValueError(f"{path} is not a COCO file: it lacks {lacking}")
-    return data
-
-
-def coco_stems(data: Mapping[str, Any], path: str | Path) -> dict[Any, str]:
-    """Image id -> file name without folder and suffix; ValueError when two images share either."""
-    stems = {image["id"]: file_stem(image["file_name"]) for image in data["images"]}
-    if len(stems) < len(data["images"]) or len(set(stems.values())) < len(stems):
-        names = [file_stem(image["file_name"]) for image in data["images"]]
-        repeated = sorted({name for name in names if names.count(name) > 1})[:3]
-        raise ValueError(f"{path} lists images twice (same id or same name {repeated}); image names must be unique")
-    return stems
 
 
 def file_stem(file_name: object) -> str:
@@ -196,6 +176,16 @@ def files_by_stem(folder: str | Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) 
             )
         found[path.stem] = path
     return found
+
+
+def require_photos(images: Mapping[str, Path], labels: str | Path) -> None:
+    """FileNotFoundError when labels in the folder `labels` have no photo: dropped, they would change a score."""
+    absent = sorted(set(files_by_stem(labels, (".png",))) - set(images))
+    if images and absent:
+        raise FileNotFoundError(
+            f"{len(absent)} labels in {labels} have no photo, the first is {absent[0]}.png; restore the photos beside "
+            f"{next(iter(images.values()))}, or remove the labels"
+        )
 
 
 def match_labels(images: Mapping[str, Path], folder: str | Path) -> dict[str, Path]:

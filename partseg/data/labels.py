@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from partseg.data import io
+from partseg.data import coco, io
 from partseg.geometry import Geometry
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.prediction import boxes_of
@@ -235,4 +235,4 @@ def _instances(
 
 
 def _mask(segmentation: object, image: Image.Image, record: Record, geometry: Geometry) -> np.ndarray:
-    return geometry.labels(io.decode_mask(segmentation, height=image.height, width=image.width, path=record.file_name))
+    return geometry.labels(coco.decode_mask(segmentation, height=image.height, width=image.width, path=record.file_name))

@@ -20,7 +20,8 @@ KEPT_NAMES = 200
 """File names kept per finding; the count is always complete."""
 
 SKIPPED = {
-    "broken_polygon": "polygons without an area",
+    "broken_polygon": "polygons without an area or beyond any picture",
+    "broken_rle": "run lengths that do not fill their size",
     "crowd": "crowd annotations",
     "zero_area": "annotations of zero area",
     "empty_annotation": "annotations without a usable polygon",

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from partseg.data import io, layout
+from partseg.data import coco, io, layout
 from partseg.data.dataset import Mapper, PartSegDataset, build, check_split
 from partseg.structures import Annotation, Record
 from partseg.vocabulary.names import Vocabulary
@@ -73,8 +73,8 @@ def partimagenet_40(
     root = io.resolve_root(root, names=FOLDER_NAMES, markers=LAYOUTS)
     labels, names = shipped(vocabulary).with_unseen(unseen_objects), source()
     annotation_file = find_annotations(root, split)
-    data = io.read_coco(annotation_file)
-    stems = io.coco_stems(data, annotation_file)
+    data = coco.read_coco(annotation_file)
+    stems = coco.coco_stems(data, annotation_file)
     hidden = set(labels.unseen_objects) if split == "train" and not all_seen else set()
     wanted = {wnid for wnid, (object_name, _) in names.synsets.items() if object_name not in hidden}
     kept = {image_id: stem for image_id, stem in stems.items() if synset_of(stem) in wanted}
@@ -129,7 +129,7 @@ def _read_index(path: Path, split: str, *, known: Collection[str], annotation_fi
 
 def _category_names(data: Mapping[str, Any], names: Source, path: Path) -> Mapping[int, str]:
     """Category id -> name as the file says, or the original one where PartCLIPSeg's script replaced the list only."""
-    own = {category["id"]: category["name"] for category in data.get("categories") or ()}
+    own = {category["id"]: str(category.get("name")) for category in data["categories"]}
     known = set(names.categories.values())
     if own and set(own.values()) <= known:
         return own
@@ -165,7 +165,7 @@ def read_annotations(
         if (object_name, part) not in ids:
             skipped["part_of_another_object"] = skipped.get("part_of_another_object", 0) + 1
             continue
-        segmentation = io.usable_segmentation(annotation, skipped)
+        segmentation = coco.usable_segmentation(annotation, skipped)
         if segmentation is not None:
             found[image_id].append(Annotation("object_part", ids[object_name, str(part)], segmentation))
     return found
@@ -207,9 +207,9 @@ def scan(name: str, root: str, splits: Sequence[str], vocabulary: str) -> layout
     records: dict[str, tuple[Record, ...]] = {}
     for split in splits:
         path = find_annotations(folder, split)
-        data = io.read_coco(path)
+        data = coco.read_coco(path)
         selected = {
-            image_id: stem for image_id, stem in io.coco_stems(data, path).items() if synset_of(stem) in names.synsets
+            image_id: stem for image_id, stem in coco.coco_stems(data, path).items() if synset_of(stem) in names.synsets
         }
         skipped: dict[str, int] = {}
         annotations = read_annotations(data, selected, labels, names, skipped, path)

@@ -38,11 +38,12 @@ def pascal_part_116(
     """Split "train" or "val" of the data set at `root` (either spelling of the folder, or its parent).
 
     `shots` keeps the images of train_{shots}shot.json, `all_seen` hides no class in training, `unseen_objects` replaces
-    the benchmark's split. Images without a label file, and the other way round for objects, raise FileNotFoundError.
+    the benchmark's split. Images without a label file and part labels without an image raise FileNotFoundError.
     """
     check_split(split)
     root = io.resolve_root(root, names=FOLDER_NAMES, markers=[("images", PART_FOLDER, OBJECT_FOLDER)])
     images = io.files_by_stem(root / "images" / split)
+    io.require_photos(images, root / PART_FOLDER / split)
     if shots is not None and split == "train":
         images = io.keep_listed(images, root / f"train_{shots}shot.json")
     parts = io.match_labels(images, root / PART_FOLDER / split)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,17 @@ import torch
 from torch import nn
 
 from partseg.engine.ema import Ema
-from partseg.utils.config import instantiate
+from partseg.utils import targets
+from partseg.utils.archive import load_tensors
+from partseg.utils.config import instantiate, stored
 from partseg.utils.files import json_bytes, sha256_of, write_atomic
 from partseg.vocabulary.names import Vocabulary
 from partseg.weights.load import LoadReport, load_weights
 
 FORMAT = "partseg-1"
 KEYS = {"format", "iteration", "model", "optimizer", "config", "vocabulary"}
+START = {"pretrained": None, "feature_cache": None, "spread_text": False}
+"""What a network is built without when its weights come from a checkpoint: it reads, fetches and writes nothing."""
 
 
 class Checkpoints:
@@ -118,11 +121,17 @@ def load(path: str | Path) -> dict[str, Any]:
     """
     path = resolve(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is not a checkpoint, or is damaged: {str(error).splitlines()[0]}") from error
+        state = load_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a checkpoint, or is damaged: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or not set(state) >= KEYS:
         raise ValueError(f"{path} is not a checkpoint of partseg ({FORMAT}); public weights go through init_from=")
+    try:
+        targets.check_plain(state["config"], what="config")
+        targets.check_plain(state["vocabulary"], what="vocabulary")
+        _check_entries(state)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     return state
 
 
@@ -148,7 +157,7 @@ def restore(
     Hyper-parameters stay those of the run: base learning rates are never taken from a file. ValueError for a checkpoint
     of another vocabulary.
     """
-    saved = Vocabulary.from_dict(state["vocabulary"])
+    saved = _vocabulary(state)
     if saved.key != vocabulary.key:
         raise ValueError(
             f"the checkpoint was trained on vocabulary {saved.name!r} ({len(saved)} object-parts), this run uses "
@@ -172,20 +181,74 @@ def init_from(model: nn.Module, source: str) -> LoadReport:
     return load_weights(model, str(resolve(source)) if Path(source).exists() else source)
 
 
-def load_model(path: str | Path) -> tuple[nn.Module, Vocabulary, dict[str, Any]]:
+def load_model(path: str | Path, *, plugins: Sequence[str] = ()) -> tuple[nn.Module, Vocabulary, dict[str, Any]]:
     """(model in eval mode on the CPU, training vocabulary, resolved config) of a checkpoint.
 
-    The averaged weights are taken where there are any.
+    The averaged weights are taken where there are any. The file may be a stranger's: only its config's `model` is
+    built, of classes that configs/model names or that lie in `plugins`, and no other file is read or written.
+    `plugins` are modules of yours, and files (a CLIP config) that the network may read. ValueError for all else.
     """
     state = load(path)
-    model = instantiate(state["config"]["model"])
-    model.load_state_dict({**state["model"], **state.get("ema", {})})
-    return model.eval(), Vocabulary.from_dict(state["vocabulary"]), state["config"]
+    try:
+        model, vocabulary = _network(state, plugins), _vocabulary(state)
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        text = error.args[0] if isinstance(error, KeyError) else error
+        raise ValueError(f"{resolve(path)}: {' '.join(str(text).split())}") from error
+    return model.eval(), vocabulary, state["config"]
 
 
 def digest(path: str | Path) -> str:
     """sha256 of the checkpoint file, as recorded in results.json."""
     return sha256_of(resolve(path).resolve())
+
+
+def _check_entries(state: Mapping[str, Any]) -> None:
+    """ValueError unless every entry is of its kind, so that nobody after this runs into a text among tensors."""
+    kinds = {"iteration": int, "model": Mapping, "ema": Mapping, "optimizer": Mapping, "config": Mapping}
+    for key, kind in kinds.items():
+        if key in state and not isinstance(state[key], kind):
+            raise ValueError(f"its {key!r} is a {type(state[key]).__name__}")
+    for key in ("model", "ema"):
+        entries = state.get(key, {}).items()
+        wrong = [n for n, value in entries if not isinstance(value, torch.Tensor) or not isinstance(n, str)]
+        if wrong:
+            raise ValueError(f"its {key!r} has entries that are no named tensors: {wrong[:3]}")
+
+
+def _network(state: Mapping[str, Any], plugins: Sequence[str]) -> nn.Module:
+    node = _without_start(state["config"].get("model"))
+    config = stored(node, group="model", plugins=plugins)
+    targets.check_no_files(node, group="model", plugins=plugins)
+    weights = {**state["model"], **state.get("ema", {})}
+    if not plugins:  # whose classes may not build without memory
+        with torch.device("meta"):  # sizes that the weights do not have take no memory; 0.2 s at paper size
+            _check_fit(instantiate(config), weights)
+    model = instantiate(config)
+    _check_fit(model, weights)
+    model.load_state_dict(weights)
+    return model
+
+
+def _without_start(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: START[key] if key in START else _without_start(value) for key, value in node.items()}
+    return [_without_start(each) for each in node] if isinstance(node, list | tuple) else node
+
+
+def _check_fit(model: object, weights: Mapping[str, torch.Tensor]) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"config key 'model' builds a {type(model).__name__}, which is no network")
+    own = model.state_dict()
+    wrong = [n for n in {**own, **weights} if n not in own or n not in weights or own[n].shape != weights[n].shape]
+    if wrong:
+        raise ValueError(f"its weights are not those of its config: {len(wrong)} tensors differ, {sorted(wrong)[:3]}")
+
+
+def _vocabulary(state: Mapping[str, Any]) -> Vocabulary:
+    try:
+        return Vocabulary.from_dict(state["vocabulary"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the checkpoint's vocabulary is damaged: {type(error).__name__}: {error}") from error
 
 
 def _write(state: Mapping[str, Any], path: Path) -> None:

@@ -17,7 +17,7 @@ from partseg.utils.files import write_atomic
 
 LOG = logging.getLogger(__name__)
 
-MAY_DIFFER = ("name", "resume", "launch", "logger", "hooks", "output_root", "data_root", "hydra")
+MAY_DIFFER = ("name", "resume", "launch", "logger", "hooks", "output_root", "data_root", "plugins", "hydra")
 """Settings that a resumed run may change without a word."""
 
 

@@ -25,6 +25,11 @@ class Measure:
     values: np.ndarray
     in_truth: np.ndarray
 
+    @property
+    def of_class(self) -> np.ndarray:
+        """The value to show for each class: NaN where the truth has nothing to measure, also when it was predicted."""
+        return np.where(self.in_truth, self.values, np.nan)
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -81,6 +86,7 @@ class Counts:
     def describe(self) -> dict[str, Any]:
         """The entry in results.json."""
         in_truth, iou = metrics.present(self.confusion), metrics.iou(self.confusion)
+        of_class = self.measures()["iou"].of_class
         rows, columns = self.confusion.nonzero()
         names = self.vocabulary.object_parts
         return {
@@ -90,7 +96,7 @@ class Counts:
             "num_images": self.num_images,
             "num_pixels": int(self.confusion.sum()),
             "num_dropped": self.num_dropped,
-            "metrics": self.scores() | {f"IoU/{name}": percent(value) for name, value in zip(names, iou)},
+            "metrics": self.scores() | {f"IoU/{name}": percent(value) for name, value in zip(names, of_class)},
             "averages": self.averages(),
             "without_background_predictions": self._without_background_predictions(),
             "classes": self._classes(),
@@ -109,7 +115,7 @@ class Counts:
                 "seen": bool(self.vocabulary.seen[k]),
                 "num_pixels": int(truth[k]),
                 "num_predicted": int(predicted[k]),
-                **{key: percent(float(measure.values[k])) for key, measure in per_class.items()},
+                **{key: percent(float(measure.of_class[k])) for key, measure in per_class.items()},
             }
             for k, (owner, part) in enumerate(self.vocabulary.pairs)
         ]

@@ -16,6 +16,7 @@ from torch import Tensor
 from partseg.data import io
 from partseg.labels import IGNORE_LABEL
 from partseg.structures import Sample
+from partseg.utils.files import inside
 
 
 class PredictionWriter:
@@ -30,7 +31,7 @@ class PredictionWriter:
     def __call__(self, sample: Sample, labels: dict[str, Tensor]) -> None:
         """Write one image's label maps."""
         for name, label_map in labels.items():
-            path = prediction_path(self.folder / name, sample.name)
+            path = prediction_path(inside(self.folder, name), sample.name)
             path.parent.mkdir(parents=True, exist_ok=True)
             ids = label_map.cpu().numpy()
             part = path.with_name(f".{path.name}.part")
@@ -41,6 +42,10 @@ class PredictionWriter:
 def read_prediction(folder: Path, sample: Sample, num_classes: int, *, bits: int = 16) -> Int[Tensor, "h w"]:
     """Predicted ids 0..K-1, K for background; ValueError that names the file for a wrong size or id."""
     path = prediction_path(folder, sample.name)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no prediction {path} for the image {sample.file_name}; predictions={folder} must hold one for each image"
+        )
     ids = io.read_label(path, bits=bits)
     if ids.shape != tuple(sample.object_part.shape):
         raise ValueError(
@@ -54,5 +59,5 @@ def read_prediction(folder: Path, sample: Sample, num_classes: int, *, bits: int
 
 
 def prediction_path(folder: Path, image_id: str) -> Path:
-    """The PNG of one image; ids may contain slashes."""
-    return folder / f"{image_id}.png"
+    """The PNG of one image; ids may contain slashes. ValueError for one that leads out of the folder."""
+    return inside(folder, f"{image_id}.png")

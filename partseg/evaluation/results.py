@@ -16,7 +16,8 @@ protocols         evaluator name -> its entry: what each kind of evaluator says 
     averages      measure -> averaging rule -> {all, seen, unseen, harmonic}
     without_background_predictions    the same for IoU when labelled pixels predicted as background are left out, as
                   in detectron2 and OV-PARTS; not comparable with the metrics above
-    classes       [{object, part, seen, num_pixels, num_predicted, iou, recall, ...}] in object-part order
+    classes       [{object, part, seen, num_pixels, num_predicted, iou, recall, ...}] in object-part order; a measure
+                  is null for a class that the truth lacks, whatever num_predicted is, and 0 for one that was missed
     objects, parts    mean IoU per object and per part name, over the classes that occur in the truth
     confusion     [[truth, prediction, pixels], ...], entries that are not 0; id K is background
 seconds_per_image {network, postprocess, loading}: work per image, summed over processes; null for predictions
@@ -30,6 +31,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from partseg.data import io
 from partseg.data.dataset import PartSegDataset
 from partseg.evaluation.runner import Evaluation
 from partseg.utils import distributed
@@ -96,7 +98,7 @@ def read(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no {path}: the evaluation has not finished, run tools/eval_net.py again")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("complete") is not True:
         raise ValueError(f"{path} is not a complete result of this version ({FORMAT}); evaluate again")
@@ -108,5 +110,6 @@ def is_synthetic(image: str | Path) -> bool:
     for folder in list(Path(image).resolve().parents)[:4]:
         path = folder / "provenance.json"
         if path.is_file():
-            return bool(json.loads(path.read_text(encoding="utf-8")).get("synthetic", False))
+            provenance = io.read_json(path)
+            return isinstance(provenance, Mapping) and bool(provenance.get("synthetic", False))
     return False

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -46,9 +47,11 @@ def run(main: Callable[[OptionsT], int], options: type[OptionsT], usage: str | N
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print((usage or "").strip())  # noqa: T201  the help text is the tool's output
         return 0 if arguments else 2
+    if isinstance(sys.stdout, TextIOWrapper):  # a file name or class may have characters that the terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main(parse(options, arguments))
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -28,9 +29,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-ALLOWED_TARGETS = ("partseg.", "torch.")
-REFUSED_TARGETS = ("torch.hub.", "torch.load", "torch.serialization.", "torch.package.", "torch.jit.", "torch.ops.")
-"""Parts of torch that run or read files: a config inside a checkpoint must not reach them."""
+from partseg.utils import targets
 
 NOT_IN_NAME = (
     "experiment",
@@ -42,6 +41,7 @@ NOT_IN_NAME = (
     "data_root",
     "output_root",
     "local",
+    "plugins",
     "hydra",
 )
 """Overrides that do not change what is trained; every other override becomes part of the run's name."""
@@ -95,14 +95,18 @@ def instantiate(node: Any, **kwargs: Any) -> Any:
     """Build the object(s) of a config node; `kwargs` join the call as they are and win over the node's own entries.
 
     Containers arrive as plain dict and list. Errors of the built class (ValueError, KeyError, OSError) are raised as
-    they are. ValueError for arguments that do not exist or are still `???`.
+    they are. ValueError for targets that are not allowed and arguments that do not exist or are still `???`. A node
+    that came out of a file goes through `stored` first.
     """
+    plugins = _plugins(node)
     plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else copy.copy(node)
     if kwargs:
         plain = {key: value for key, value in plain.items() if key not in kwargs}
-    check_targets(plain)
-    bind(plain)
-    missing = [key for key, value in _leaves(plain) if value == "???"]
+    key = (node._get_full_key(None) if OmegaConf.is_config(node) else "") or ""
+    _check_resolved(plain, key)
+    targets.check_typed(plain, key=key, plugins=plugins)
+    _bind(plain, key, plugins)
+    missing = [name for name, value in _leaves(plain, key) if value == "???"]
     if missing:
         raise ValueError(f"config keys {missing} have no value yet: give them on the command line or in the experiment")
     try:
@@ -117,21 +121,28 @@ def instantiate(node: Any, **kwargs: Any) -> Any:
     return partial(call, **kwargs) if plain.get("_partial_") else call(**kwargs)
 
 
+def stored(node: Any, *, group: str, plugins: Sequence[str] = ()) -> DictConfig:
+    """A node of a checkpoint's or results.json's config, checked, for `instantiate`.
+
+    Whoever made the file wrote it, so it may only name what the YAML files of configs/<group>/ name, and what lies in
+    `plugins`: modules that the user lists, never the file. ValueError for everything else, before anything is imported.
+    """
+    plugins = targets.plugin_names(plugins)
+    # read as text: composing them would already resolve and look things up
+    files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (config_dir() / group).glob("*.yaml")]
+    shipped = {found["_target_"] for content in files for _, found in targets.targets(content)}
+    targets.check_stored(node, group=group, shipped=shipped, plugins=plugins)
+    return OmegaConf.create({"plugins": list(plugins), group: node})[group]
+
+
 def check_targets(config: Any) -> None:
-    """ValueError if any `_target_` lies outside `partseg.` and `torch.`; nothing is imported."""
-    for key, node in _targets(_plain(config)):
-        target = str(node["_target_"])
-        if not target.startswith(ALLOWED_TARGETS) or target.startswith(REFUSED_TARGETS):
-            raise ValueError(
-                f"config key {key!r}: _target_ {target!r} is not allowed; "
-                f"only names under {' and '.join(ALLOWED_TARGETS)} that do not run files are"
-            )
+    """ValueError if any `_target_` is not one that a user may type (`targets.check_typed`); nothing is imported."""
+    targets.check_typed(_plain(config), plugins=_plugins(config))
 
 
 def bind(config: Any) -> None:
     """ValueError if any `_target_` cannot be imported or takes no argument of the name that the config gives it."""
-    for key, node in _targets(_plain(config)):
-        _check_call(key, node)
+    _bind(_plain(config), "", _plugins(config))
 
 
 def save(config: DictConfig, path: str | Path) -> None:
@@ -218,7 +229,7 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
     wrong = key.group(1)
     others = [o for o in overrides if o.lstrip("+~").split("=")[0] != wrong]
     try:
-        known = sorted({key for key, _ in _walk(_plain(_compose(config_name, others)))} | set(_groups()))
+        known = sorted({key for key, _ in targets.walk(_plain(_compose(config_name, others)))} | set(_groups()))
     except (HydraException, OmegaConfBaseException):
         known = _groups()
     return f"there is no config key {wrong!r}{_nearest(wrong, known)}"
@@ -234,23 +245,40 @@ def _groups() -> list[str]:
     return sorted(p.name for p in config_dir().iterdir() if p.is_dir())
 
 
-def _check_call(key: str, node: Mapping[str, Any]) -> None:
+def _plugins(config: Any) -> tuple[str, ...]:
+    """`plugins` of the whole config that a node belongs to; a node by itself has none."""
+    root = config._get_root() if OmegaConf.is_config(config) else None
+    value = root.get("plugins") if isinstance(root, DictConfig) else None
+    return targets.plugin_names(() if value is None else _plain(value))
+
+
+def _check_resolved(plain: Any, key: str) -> None:
+    """Hydra looks up every `${...}` that it is given; after our own lookup only a variable's text can hold one."""
+    for name, value in _leaves(plain, key):
+        if isinstance(value, str) and "${" in value:
+            raise ValueError(f"config key {name!r} still holds a lookup after lookups were done: {value!r:.80}")
+
+
+def _bind(plain: Any, key: str, plugins: Sequence[str]) -> None:
+    for name, node in targets.targets(plain, key):
+        _check_call(name, node, plugins)
+
+
+def _check_call(key: str, node: Mapping[str, Any], plugins: Sequence[str]) -> None:
     """ValueError for a target that is not there or only imported (`torch.os.system`), and for unknown arguments."""
     target = str(node["_target_"])
     try:
         found = hydra.utils.get_object(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"config key {key!r}: there is no {target!r} to build ({error})") from error
-    defined_in = getattr(found, "__module__", None)
-    if defined_in is not None and not f"{defined_in}.".startswith(ALLOWED_TARGETS):
-        raise ValueError(f"config key {key!r}: {target!r} is defined in {defined_in!r}, outside partseg and torch")
+    targets.check_origin(key, target, found, plugins=plugins)
     try:
         parameters = inspect.signature(found).parameters
     except (TypeError, ValueError):  # some of torch's compiled functions have no signature
         return
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    for name in set(node) - set(parameters) - {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}:
+    for name in set(node) - set(parameters) - {"_target_", *targets.HYDRA_KEYS}:
         where = f"{key}.{name}".lstrip(".")
         raise ValueError(f"config key {where!r}: {target} takes no {name!r}{_nearest(str(name), list(parameters))}")
 
@@ -259,20 +287,5 @@ def _plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
 
 
-def _targets(node: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(key, node) of every node with a `_target_` in nested plain containers."""
-    return ((key, value) for key, value in _walk(node) if isinstance(value, Mapping) and "_target_" in value)
-
-
-def _leaves(node: Any) -> Iterator[tuple[str, Any]]:
-    return ((key, value) for key, value in _walk(node) if not isinstance(value, (Mapping, list, tuple)))
-
-
-def _walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    yield key, node
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            yield from _walk(value, f"{key}.{name}".lstrip("."))
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from _walk(value, f"{key}[{index}]")
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    return ((name, value) for name, value in targets.walk(node, key) if not isinstance(value, (Mapping, list, tuple)))

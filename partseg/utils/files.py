@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
-from pathlib import Path
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path, PureWindowsPath
 
 TEMPORARY_SUFFIX = ".partseg-tmp"
 
@@ -23,7 +27,17 @@ def sha256_of(source: Path | bytes) -> str:
 
 def json_bytes(value: object, *, indent: int | None = None) -> bytes:
     """The value as UTF-8 JSON with a final newline; equal values give equal bytes."""
-    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode()
+    # bytes of a file name that are no UTF-8 are half characters in Python; JSON has an escape for each
+    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name` for a name that came out of a file; ValueError where it would lie outside the folder."""
+    # as Windows reads it: a backslash and a drive lead away there, and names that use them are no loss elsewhere
+    path = PureWindowsPath(name)
+    if path.anchor or ".." in path.parts or not path.parts:
+        raise ValueError(f"the name {name!r:.80} leads out of {folder}; names of images and protocols must not")
+    return folder / name
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -57,6 +71,21 @@ def link_new(path: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     temporary.replace(path)
+
+
+def scratch_folder(name: str) -> Path:
+    """A new temporary folder that is removed when this process ends, or by the next call where it was killed."""
+    import fcntl  # not on Windows, where only this function is missed
+
+    # a lock ends with its process, whatever ended that
+    for old in Path(tempfile.gettempdir()).glob(f"{name}-*"):
+        with suppress(OSError):
+            fcntl.flock(os.open(old, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(old)
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _temporary(path: Path) -> Path:

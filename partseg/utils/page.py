@@ -22,6 +22,9 @@ from partseg.utils.visualize import color_of
 _FILES = Path(__file__).parent / "page_files"
 _NOTHING = 65535
 
+MOST_MARKS, LONGEST_MARKS = 50, 500_000
+"""More than a hand draws: each click costs a pass over the photo, half a million characters of outline 0.5 s."""
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -193,13 +196,16 @@ def read_marks(text: str, size: tuple[int, int]) -> tuple[np.ndarray, list[tuple
     canvas, clicks = Image.new("L", (width, height)), []
     draw = ImageDraw.Draw(canvas)
     try:
-        for mark in json.loads(text or "[]"):
+        marks = json.loads(text or "[]")
+        if len(text) > LONGEST_MARKS or len(marks) > MOST_MARKS:
+            raise ValueError(f"{len(marks)} marks in {len(text)} characters")
+        for mark in marks:
             points = [(float(x) * width, float(y) * height) for x, y in mark.get("outline", [mark.get("click")])]
             if "click" in mark:
                 x, y = points[0]
                 clicks.append((min(height - 1, max(0, int(y))), min(width - 1, max(0, int(x)))))
             elif len(points) > 2:
                 draw.polygon(points, fill=255)
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError("the marks on the photo cannot be read; clear them and draw again") from error
     return np.asarray(canvas) > 0, clicks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,10 +16,11 @@ from pycocotools import mask as coco_mask
 
 from partseg.labels import IGNORE_LABEL
 from partseg.utils import visualize
-from partseg.utils.files import write_atomic
+from partseg.utils.files import json_bytes, write_atomic
 from partseg.vocabulary.names import Vocabulary
 
 BACKGROUND = "background"
+COCO_INFO = {"description": "parts predicted by partseg"}
 _NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
 
 
@@ -131,12 +131,17 @@ class Prediction:
         }
 
     def save(self, folder: str | Path, *, stem: str | None = None, max_side: int | None = 1600) -> list[Path]:
-        """Write `<stem>.png` (with legend), `<stem>_labels.png` (see `file_labels`) and `<stem>.json`; their paths."""
+        """Write `<stem>.png` (with legend), `<stem>_labels.png` (see `file_labels`) and `<stem>.json`; their paths.
+
+        ValueError where one of them would replace the photo itself.
+        """
         folder, stem = Path(folder), stem or self.name
         paths = [folder / f"{stem}.png", folder / f"{stem}_labels.png", folder / f"{stem}.json"]
+        if any(path.exists() and Path(self.source).exists() and path.samefile(self.source) for path in paths):
+            raise ValueError(f"the result would replace the photo {self.source}; give another folder, or stem=")
         visualize.save_png(self.picture(max_side=max_side), paths[0])
         visualize.save_png(self.file_labels(), paths[1])
-        write_atomic(paths[2], json.dumps(self.to_dict(), ensure_ascii=False, indent=1).encode())
+        write_atomic(paths[2], json_bytes(self.to_dict(), indent=1))
         return paths
 
     def without_pixels(self) -> Prediction:
@@ -195,15 +200,11 @@ def shrunk(image: np.ndarray, labels: np.ndarray, max_side: int | None) -> tuple
     return np.asarray(small), labels[rows][:, columns]
 
 
-def coco_document(predictions: Sequence[Prediction]) -> dict[str, object]:
-    """A COCO file's content: ids count from 1, categories are in label order with the object as their group.
-
-    The predictions must share a vocabulary.
-    """
-    words = predictions[0].vocabulary
+def coco_document(predictions: Sequence[Prediction], vocabulary: Vocabulary) -> dict[str, object]:
+    """A COCO file's content: ids count from 1, categories are in label order with the object as their group."""
     categories = [
         {"id": k + 1, "name": name, "supercategory": owner}
-        for k, (name, (owner, _)) in enumerate(zip(words.object_parts, words.pairs))
+        for k, (name, (owner, _)) in enumerate(zip(vocabulary.object_parts, vocabulary.pairs))
     ]
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
@@ -223,4 +224,4 @@ def coco_document(predictions: Sequence[Prediction]) -> dict[str, object]:
                     **({} if segment.score is None else {"score": round(segment.score, 4)}),
                 }
             )
-    return {"images": images, "categories": categories, "annotations": annotations}
+    return {"info": COCO_INFO, "images": images, "categories": categories, "annotations": annotations}

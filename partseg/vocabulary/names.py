@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from reprlib import repr as shown  # a few words of it, however long it is
 from typing import Literal
 
 import numpy as np
@@ -52,15 +53,23 @@ class Vocabulary:
         if not self.pairs:
             raise ValueError(f"vocabulary {self.name!r} is empty: give at least one object with one part")
         for kind, names in (("object-part", [f"{o}'s {p}" for o, p in self.pairs]), ("object", self.label_objects)):
-            repeated = sorted(n for n, count in Counter(map(_comparable, names)).items() if count > 1)
+            counts = Counter(map(_comparable, names))
+            repeated = sorted({name for name in names if counts[_comparable(name)] > 1})
             if repeated:
-                raise ValueError(f"vocabulary {self.name!r} names {kind} classes twice: {repeated}; name each once")
+                raise ValueError(
+                    f"vocabulary {self.name!r} names {kind} classes twice: {shown(repeated)}; name each once "
+                    "(CLIP reads capitals as small letters)"
+                )
         blank = [pair for pair in self.pairs if not pair[0].strip() or not pair[1].strip()]
         if blank:
-            raise ValueError(f"vocabulary {self.name!r} has empty names: {blank}; every object and part needs a name")
+            raise ValueError(
+                f"vocabulary {self.name!r} has empty names: {shown(blank)}; every object and part needs a name"
+            )
         control = [n for n in self._all_names() if any(unicodedata.category(c) == "Cc" for c in n)]
         if control:
-            raise ValueError(f"vocabulary {self.name!r} has names with control characters: {control}; remove them")
+            raise ValueError(
+                f"vocabulary {self.name!r} has names with control characters: {shown(control)}; remove them"
+            )
         if max(len(self.pairs), len(self.label_objects)) > BACKGROUND_LABEL:
             raise ValueError(f"vocabulary {self.name!r} has more than {BACKGROUND_LABEL} classes, labels have 16 bits")
         known = set(self.label_objects)
@@ -288,8 +297,8 @@ class Vocabulary:
         if unknown:
             raise ValueError(f"{path} has unknown keys {unknown}; known keys are {sorted(known)}")
         for entry in data["object_parts"]:
-            if not (isinstance(entry, Sequence) and len(entry) == 2 and not isinstance(entry, str)):
-                raise ValueError(f"{path}: object_parts must list [object, part] pairs, got {entry!r}")
+            if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(n, str) for n in entry)):
+                raise ValueError(f"{path}: object_parts must list [object, part] pairs of text, got {shown(entry)}")
         return cls(
             pairs=tuple((o, p) for o, p in data["object_parts"]),
             label_objects=tuple(data.get("objects", ())),
@@ -306,19 +315,19 @@ class Vocabulary:
         pairs: list[tuple[str, str]] = []
         for obj, parts in mapping.items():
             if isinstance(parts, str) or not isinstance(parts, Sequence) or not parts:
-                raise ValueError(f"vocabulary entry {obj!r} needs a list of at least one part name, got {parts!r}")
+                raise ValueError(f"vocabulary entry {obj!r} needs a list of at least one part name, got {shown(parts)}")
             bad = [n for n in (obj, *parts) if not isinstance(n, str)]
             if bad:
                 raise ValueError(
-                    f"vocabulary names must be text, got {bad!r} under {obj!r} (quote YAML words like 'on')"
+                    f"vocabulary names must be text, got {shown(bad)} under {shown(obj)} (quote YAML words like 'on')"
                 )
             pairs += [(obj.strip(), part.strip()) for part in parts]
         return cls(pairs=tuple(pairs), name=name)
 
 
 def _comparable(name: str) -> str:
-    """Two spellings that no reader can tell apart are one name: composed or decomposed accents, outer spaces."""
-    return unicodedata.normalize("NFC", name).strip()
+    """Spellings that CLIP or no reader can tell apart are one name: capitals, decomposed accents, repeated spaces."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 def mirrored(name: str) -> str:

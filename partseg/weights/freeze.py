@@ -11,12 +11,15 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 
-def set_trainable(model: nn.Module, patterns: Sequence[str], *, unused: Collection[str] = ()) -> list[str]:
+def set_trainable(
+    model: nn.Module, patterns: Sequence[str], *, unused: Collection[str] = (), absent: Collection[str] = ()
+) -> list[str]:
     """Train exactly the parameters whose name matches one of `patterns` (shell wildcards); returns their names.
 
     Parameters in `unused` reach no output and stay frozen, so that DistributedDataParallel waits for no gradient.
-    Raises ValueError for a pattern that trains nothing.
+    Raises ValueError for a pattern that trains nothing, except of modules that the config left out (`absent`).
     """
+    patterns = [pattern for pattern in patterns if pattern.split(".")[0].rstrip("*") not in absent]
     parameters = dict(model.named_parameters())
     counts = dict.fromkeys(patterns, 0)
     chosen = []

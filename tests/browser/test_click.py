@@ -18,7 +18,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "demo.py"
 
 
 @pytest.fixture
-def demo_page():
+def demo_page(tmp_path):
     """The demo's actions over a model that sees two dogs (head and tail of the first) and a wheel."""
     pytest.importorskip("gradio", reason="the demo extra is not installed")
     spec = importlib.util.spec_from_file_location("tool_demo", TOOL)
@@ -30,7 +30,7 @@ def demo_page():
     labels[5:15, 30:40] = 0
     labels[25:35, 5:15] = 2
     segmenter = SimpleNamespace(predict=lambda image, vocabulary: SimpleNamespace(labels=labels))
-    return tool.Page(segmenter, max_pixels=10_000)
+    return tool.Page(segmenter, max_pixels=10_000, max_parts=300, folder=tmp_path)
 
 
 def mask_of(demo_page, *marks):

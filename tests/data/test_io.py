@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from partseg.data import io
+from partseg.data import coco, io
 from partseg.labels import IGNORE_LABEL
 
 
@@ -35,11 +35,11 @@ def test_none_becomes_ignore_and_everything_else_is_checked():
 
 
 def test_polygons_are_painted_as_pycocotools_does(rectangle):
-    mask = io.decode_mask(rectangle(2, 1, 6, 4), height=8, width=10, path="x.jpg")
+    mask = coco.decode_mask(rectangle(2, 1, 6, 4), height=8, width=10, path="x.jpg")
     expected = np.zeros((8, 10), bool)
     expected[1:4, 2:6] = True
     assert mask.dtype == bool and np.array_equal(mask, expected)
-    two = io.decode_mask(rectangle(2, 1, 6, 4) + rectangle(0, 6, 2, 8), height=8, width=10, path="x.jpg")
+    two = coco.decode_mask(rectangle(2, 1, 6, 4) + rectangle(0, 6, 2, 8), height=8, width=10, path="x.jpg")
     expected[6:8, 0:2] = True
     assert np.array_equal(two, expected)
 
@@ -60,13 +60,13 @@ def test_polygons_are_painted_as_pycocotools_does(rectangle):
     ],
 )
 def test_repair_segmentation(segmentation, kept, left_out):
-    assert io.repair_segmentation(segmentation) == (kept, left_out)
+    assert coco.repair_segmentation(segmentation) == (kept, left_out)
 
 
 def test_unreadable_mask_names_the_image():
     for segmentation in ({"size": [2, 2]}, {"size": [9, 9], "counts": [81]}, "polygon"):
         with pytest.raises(ValueError, match=r"annotation of x\.jpg cannot be read"):
-            io.decode_mask(segmentation, height=2, width=2, path="x.jpg")
+            coco.decode_mask(segmentation, height=2, width=2, path="x.jpg")
 
 
 def test_stems_of_foreign_paths():

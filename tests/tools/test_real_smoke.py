@@ -73,7 +73,8 @@ def test_from_raw_files_to_pictures(samples, tmp_path):
         result = json.loads((tmp_path / "runs" / run / "results.json").read_text())
         assert result["complete"] and result["dataset"]["num_images"] == photos
         assert {"oracle_obj", "pred_all", "pred_all_strict"} <= set(result["protocols"])
-        assert Image.open(tmp_path / f"{run}.png").size[0] > 1000
+        with Image.open(tmp_path / f"{run}.png") as picture:
+            assert picture.size[0] > 1000
     assert len(list((tmp_path / "predictions").glob("*_labels.png"))) == 2
     failing = _run(str(samples / "pascal_part"), "none", "--output", str(tmp_path), *settings[:-1], "100")
     assert failing.returncode != 0 and "is not above 100" in failing.stderr

@@ -66,8 +66,8 @@ def test_targets_outside_partseg_and_torch_are_refused(folder):
     with pytest.raises(ValueError, match="not allowed"):
         config.check_targets({"a": [{"_target_": "torch.hub.load"}]})
     config.check_targets({"a": {"_target_": "torch.nn.Linear"}})
-    for target in ("torch.os.system", "partseg.utils.config.os.system", "partseg.utils.config.Path"):
-        with pytest.raises(ValueError, match="outside partseg and torch"):
+    for target in ("partseg.utils.config.os.system", "partseg.utils.config.Path"):
+        with pytest.raises(ValueError, match="is defined in '(posix|pathlib)"):
             config.instantiate({"_target_": target})
     with pytest.raises(ValueError, match="there is no 'torch.nn.Liner'"):
         config.instantiate({"_target_": "torch.nn.Liner"})
@@ -90,7 +90,7 @@ def test_objects_given_to_instantiate_arrive_uncopied():
     parameters = list(torch.nn.Linear(2, 2).parameters())
     optimizer = config.instantiate(node.lr, params=parameters)
     assert optimizer.param_groups[0]["params"][0] is parameters[0] and optimizer.defaults["lr"] == 0.5
-    with pytest.raises(ValueError, match=r"\['params'\] have no value"):
+    with pytest.raises(ValueError, match=r"\['lr.params'\] have no value"):
         config.instantiate(node.lr)
     schedule = {"_target_": "partseg.engine.optim.poly", "_partial_": True, "iterations": 10}
     assert config.instantiate(schedule)(0) == 1.0

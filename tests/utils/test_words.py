@@ -31,7 +31,7 @@ def test_shipped_vocabularies_go_by_name():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("words", "message"),
     [
         ("", "is empty"),
         ("  \n ", "is empty"),
@@ -43,19 +43,22 @@ def test_shipped_vocabularies_go_by_name():
         ("dog: head, head", "names object-part classes twice"),
         ("dog: [head", "cannot be read near line"),
         ("[dog, cat]", "must map objects"),
-        ("true: head", "is not text; put it in quotes"),
+        ({True: ["head"]}, "is not text; put it in quotes"),
         ("dog: {head: 1}", "'dog' has no parts"),
         ("dog: [{a: b}]", "is not text"),
     ],
 )
-def test_mistakes_are_named(text, message):
+def test_mistakes_are_named(words, message):
     with pytest.raises(ValueError, match=message):
-        as_vocabulary(text)
+        as_vocabulary(words)
 
 
 def test_odd_unicode_and_numbers_are_words():
     assert as_vocabulary("собака: голова, хвост\n犬: 頭\n🐶: 👃").object_parts[-1] == "🐶's 👃"
     assert as_vocabulary("bus: [2, head]").parts == ("2", "head")
+    assert as_vocabulary("on: [no, 010, 2001-13-45, ~]").pairs == tuple(
+        ("on", p) for p in ("no", "010", "2001-13-45", "~")
+    )
 
 
 def test_typed_text_never_opens_files(tmp_path):

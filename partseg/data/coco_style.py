@@ -1,0 +1,181 @@
+"""Records from COCO-style JSON: instances of objects and parts (masks or boxes, parents, scores) and phrases.
+
+Categories are matched by name with the vocabulary: "dog" is an object, "dog's head", "dog:head" and "dog head" are its
+part. This is also the form in which partseg writes predictions that another training takes as labels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from partseg.data import io
+from partseg.data.dataset import Mapper, PartSegDataset, build
+from partseg.structures import Annotation, InstanceLevel, Phrase, Record
+from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.words import as_vocabulary
+
+_log = logging.getLogger(__name__)
+
+
+def coco(
+    root: str | Path,
+    split: str,
+    *,
+    vocabulary: str,
+    images: Mapping[str, str] | str = "images",
+    annotations: Mapping[str, str | Sequence[str]] | str = "annotations_{split}.json",
+    mapper: Mapper | None = None,
+    seed: int = 0,
+    all_seen: bool = False,
+    unseen_objects: Sequence[str] | None = None,
+    min_score: float = 0.0,
+    name: str = "coco",
+) -> PartSegDataset:
+    """Split of a data set whose labels are COCO JSON files.
+
+    `images` is the folder that `file_name`s are relative to and `annotations` the file, several or a glob (shards), each
+    below `root`, or per split a mapping of them; "{split}" stands for the split. Annotations may name their object with
+    `parent_id` (the id of another annotation), carry a `score`, of which `min_score` is asked, and `phrases`, a list of
+    wordings. Crowd, broken and empty annotations are left out and counted in `skipped`; images without any stay, as
+    unlabelled ones.
+    """
+    root = Path(root).expanduser()
+    labels = as_vocabulary(vocabulary).with_unseen(unseen_objects)
+    folder = root / _of_split(images, split, "images")
+    skipped: dict[str, int] = {}
+    records: list[Record] = []
+    for path in _files(root, _of_split(annotations, split, "annotations")):
+        records += _records(path, folder, labels, skipped, min_score)
+    names = [record.image_id for record in records]
+    if len(set(names)) < len(names):
+        repeated = sorted({n for n in names if names.count(n) > 1})[:3]
+        raise ValueError(f"the annotation files of {name!r} list images twice, for example {repeated}")
+    if any(skipped.values()):
+        _log.warning("%s %s: annotations left out: %s", name, split, skipped)
+    return build(
+        sorted(records, key=lambda record: record.image_id),
+        label_vocabulary=labels,
+        mapper=mapper,
+        seed=seed,
+        name=name,
+        split=split,
+        all_seen=all_seen,
+        skipped=skipped,
+    )
+
+
+def _of_split(value: Mapping[str, Any] | str | Sequence[str], split: str, what: str) -> Any:
+    if isinstance(value, Mapping):
+        if split not in value:
+            raise ValueError(f"dataset.{what} has no split {split!r}; it has {sorted(value)}")
+        value = value[split]
+    if isinstance(value, str):
+        return value.replace("{split}", split)
+    return [str(item).replace("{split}", split) for item in value]
+
+
+def _files(root: Path, names: str | Sequence[str]) -> list[Path]:
+    """The annotation files; FileNotFoundError for a name or glob that matches none."""
+    found: list[Path] = []
+    for name in [names] if isinstance(names, str) else names:
+        matches = sorted(root.glob(name)) if set(name) & set("*?[") else [root / name]
+        missing = [path for path in matches if not path.is_file()]
+        if missing or not matches:
+            raise FileNotFoundError(f"no annotation file {root / name}; set dataset.annotations or dataset.root")
+        found += matches
+    return found
+
+
+def _records(path: Path, folder: Path, labels: Vocabulary, skipped: dict[str, int], min_score: float) -> list[Record]:
+    data = io.read_coco(path)
+    names = _category_labels(data.get("categories") or (), labels, path)
+    by_image: dict[Any, list[Mapping[str, Any]]] = {image["id"]: [] for image in data["images"]}
+    for annotation in data["annotations"]:
+        if annotation["image_id"] not in by_image:
+            raise ValueError(f"{path}: annotation {annotation.get('id')} belongs to no image of the file")
+        by_image[annotation["image_id"]].append(annotation)
+    return [_record(image, by_image[image["id"]], folder, names, skipped, min_score, path) for image in data["images"]]
+
+
+def _record(
+    image: Mapping[str, Any],
+    annotations: Sequence[Mapping[str, Any]],
+    folder: Path,
+    names: Mapping[Any, tuple[InstanceLevel, int]],
+    skipped: dict[str, int],
+    min_score: float,
+    path: Path,
+) -> Record:
+    kept: list[tuple[Mapping[str, Any], Any]] = []
+    phrases = []
+    for annotation in annotations:
+        if annotation.get("score", 1.0) < min_score:
+            skipped["low_score"] = skipped.get("low_score", 0) + 1
+            continue
+        box_only = not annotation.get("segmentation") and "bbox" in annotation
+        segmentation = None if box_only else io.usable_segmentation(annotation, skipped)
+        if segmentation is None and not box_only:
+            continue
+        if annotation.get("phrases") and segmentation is not None:
+            phrases.append(Phrase(tuple(map(str, annotation["phrases"])), segmentation))
+        if annotation.get("category_id") in names:
+            kept.append((annotation, segmentation))
+        elif not annotation.get("phrases"):
+            raise ValueError(
+                f"{path}: annotation {annotation.get('id')} has category_id {annotation.get('category_id')!r}, which "
+                "the file's categories lack"
+            )
+    places = {annotation.get("id"): i for i, (annotation, _) in enumerate(kept)}
+    found = []
+    for annotation, segmentation in kept:
+        level, label = names[annotation["category_id"]]
+        parent = places.get(annotation["parent_id"]) if annotation.get("parent_id") is not None else None
+        found.append(Annotation(level, label, segmentation, _box(annotation, path), parent, annotation.get("score")))
+    known = [names[category] for category in image.get("category_ids", ()) if category in names]
+    return Record(
+        image_id=io.file_stem(image["file_name"]),
+        file_name=str(folder / image["file_name"]),
+        height=image.get("height"),
+        width=image.get("width"),
+        annotations=tuple(found) if annotations else None,
+        image_labels=tuple(label for level, label in known if level == "object"),
+        phrases=tuple(phrases),
+    )
+
+
+def _box(annotation: Mapping[str, Any], path: Path) -> tuple[float, float, float, float] | None:
+    """COCO's left, top, width, height as left, top, right, bottom."""
+    if "bbox" not in annotation:
+        return None
+    values = annotation["bbox"]
+    if len(values) != 4 or not all(isinstance(v, int | float) for v in values) or min(values[2:]) < 0:
+        raise ValueError(
+            f"{path}: annotation {annotation.get('id')} has bbox {values!r}, not [left, top, width, height]"
+        )
+    left, top, width, height = map(float, values)
+    return left, top, left + width, top + height
+
+
+def _category_labels(
+    categories: Sequence[Mapping[str, Any]], labels: Vocabulary, path: Path
+) -> dict[Any, tuple[InstanceLevel, int]]:
+    """Category id -> level and label; ValueError for names that the vocabulary lacks."""
+    known: dict[str, tuple[InstanceLevel, int]] = {}
+    for i, (owner, part) in enumerate(labels.pairs):
+        known |= dict.fromkeys(spellings(owner, part), ("object_part", i))
+    known |= {name: ("object", i) for i, name in enumerate(labels.label_objects)}
+    strange = [str(category["name"]) for category in categories if category["name"] not in known]
+    if strange:
+        raise ValueError(
+            f"{path}: {len(strange)} categories are neither objects nor object-parts of vocabulary {labels.name!r}, for "
+            f'example {strange[:3]}; parts are called "dog\'s head", "dog:head" or "dog head"'
+        )
+    return {category["id"]: known[category["name"]] for category in categories}
+
+
+def spellings(owner: str, part: str) -> tuple[str, str, str]:
+    """How data sets spell the name of an object's part."""
+    return f"{owner} {part}", f"{owner}:{part}", f"{owner}'s {part}"
