@@ -7,7 +7,7 @@ returns `Prediction`s.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -16,39 +16,30 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
-from PIL import Image
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from partseg.data.images import ImageLike, Photo, read_mask, read_photo
+from partseg.data.images import ImageLike, Photo, read_photo
+from partseg.data.loader import collate_eval
 from partseg.engine import checkpoint as checkpoints
-from partseg.evaluation.labels import ScoreReader
+from partseg.evaluation.evaluator import Answer, Objects
 from partseg.evaluation.predictor import Predictor, PreparedPredictor
 from partseg.evaluation.protocols import OracleObj, PredAll
-from partseg.geometry import Geometry, to_tensor
-from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
-from partseg.structures import Sample, Scores
-from partseg.systems.part_clipseg.attention_maps import MaskAttention, masked_attention
-from partseg.utils.prediction import Prediction
+from partseg.evaluation.runner import on_device, predict_batch
+from partseg.geometry import Geometry, InputSpec, to_tensor
+from partseg.labels import IGNORE_LABEL
+from partseg.photo_prediction import PhotoPrediction, Segment, segment_of_mask, segments_of
+from partseg.prediction import DenseScores, Prediction, Segments
+from partseg.requests import GivenMask, Request, object_map, per_image
+from partseg.structures import Sample
+from partseg.system import Explains, Words
 from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.phrases import Phrases
 from partseg.vocabulary.words import VocabularyLike, as_vocabulary
 
 PROTOCOLS: dict[str, type[PredAll] | type[OracleObj]] = {"pred_all": PredAll, "oracle_obj": OracleObj}
 CACHED_VOCABULARIES = 8
 READERS = 2
-
-MaskLike = str | Path | Image.Image | np.ndarray | Tensor
-GivenMask = MaskLike | Mapping[str, MaskLike]
-
-
-@dataclass(frozen=True)
-class Request:
-    """One photo and, for `oracle_obj`, the object on it: a name (the whole photo), a name with its mask, or masks."""
-
-    image: ImageLike
-    object: str | None = None
-    object_mask: GivenMask | None = None
-
 
 OnError = Callable[[ImageLike, Exception], None]
 
@@ -98,26 +89,29 @@ class Segmenter:
         image: ImageLike | Sequence[ImageLike],
         vocabulary: VocabularyLike | None = None,
         *,
+        phrases: Sequence[str] | str | None = None,
         protocol: str = "pred_all",
         object: str | Sequence[str | None] | None = None,
         object_mask: GivenMask | Sequence[GivenMask | None] | None = None,
         return_scores: bool = False,
         attention: bool = False,
         batch_size: int = 4,
-    ) -> Prediction | list[Prediction]:
+    ) -> PhotoPrediction | list[PhotoPrediction]:
         """The parts in one photo, or in each of a list (then a list comes back).
 
         Photos are paths, PIL images, uint8 arrays [h, w, 3] or tensors [3, h, w]. `vocabulary` is a mapping from
         object to parts, a Vocabulary, a YAML file, a shipped name, or text; None takes the checkpoint's own.
+        `phrases` asks for a mask per phrase instead ("the dog's left ear"), from systems that read phrases.
         `protocol="oracle_obj"` is told the object: `object` names it, `object_mask` [h, w] says where it is (default:
         everywhere), or is a mapping from names to masks. For a list of photos both may be lists of the same length.
         For a folder use `predict_many`, which holds a few photos at a time.
         """
         images: list[Any] = list(image) if isinstance(image, list | tuple) else [image]
-        names, masks = _per_image(object, images, "object"), _per_image(object_mask, images, "object_mask")
+        names, masks = per_image(object, images, "object"), per_image(object_mask, images, "object_mask")
         predictions = self.predict_many(
             (Request(*each) for each in zip(images, names, masks, strict=True)),
             vocabulary,
+            phrases=phrases,
             protocol=protocol,
             return_scores=return_scores,
             attention=attention,
@@ -130,26 +124,25 @@ class Segmenter:
         images: Iterable[ImageLike | Request],
         vocabulary: VocabularyLike | None = None,
         *,
+        phrases: Sequence[str] | str | None = None,
         protocol: str = "pred_all",
         return_scores: bool = False,
         attention: bool = False,
         batch_size: int = 4,
         on_error: OnError | None = None,
-    ) -> Iterator[Prediction]:
+    ) -> Iterator[PhotoPrediction]:
         """Predictions one by one, in order, with at most a few photos in memory; the next ones are read meanwhile.
 
         A photo that cannot be used raises, or goes to `on_error` and is left out.
         """
-        words = self.vocabulary if vocabulary is None else as_vocabulary(vocabulary)
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol {protocol!r} is not one of {list(PROTOCOLS)}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        words = self.words(vocabulary, phrases)
+        self._check(words, protocol, batch_size, return_scores=return_scores, attention=attention)
+        asked = _Asked(words, protocol, return_scores, attention)
         requests = (item if isinstance(item, Request) else Request(item) for item in images)
 
-        def generate() -> Iterator[Prediction]:
+        def generate() -> Iterator[PhotoPrediction]:
             batch: list[_Input] = []
-            read = _read_ahead(lambda request: self._read(request, words, protocol), requests, ahead=batch_size)
+            read = _read_ahead(lambda request: self._read(request, asked), requests, ahead=batch_size)
             for request, future in read:
                 try:
                     batch.append(future.result())
@@ -158,21 +151,51 @@ class Segmenter:
                         raise
                     on_error(request.image, error)
                 if len(batch) == batch_size:
-                    yield from self._run(batch, words, protocol, return_scores, attention)
+                    yield from self._run(batch, asked)
                     batch = []
             if batch:
-                yield from self._run(batch, words, protocol, return_scores, attention)
+                yield from self._run(batch, asked)
 
         return generate()
 
-    def prepare(self, vocabulary: VocabularyLike | None = None) -> PreparedPredictor:
-        """The predictor with the text of a vocabulary encoded; cached until the weights change."""
-        words = self.vocabulary if vocabulary is None else as_vocabulary(vocabulary)
+    def words(self, vocabulary: VocabularyLike | None = None, phrases: Sequence[str] | str | None = None) -> Words:
+        """What is asked for: phrases, a vocabulary, or the checkpoint's own."""
+        if phrases is not None and vocabulary is not None:
+            raise ValueError("give either a vocabulary or phrases, not both")
+        if phrases is not None:
+            return Phrases.of(phrases)
+        return self.vocabulary if vocabulary is None else as_vocabulary(vocabulary)
+
+    def _check(self, words: Words, protocol: str, batch_size: int, *, return_scores: bool, attention: bool) -> None:
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocol {protocol!r} is not one of {list(PROTOCOLS)}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if isinstance(words, Phrases) and (protocol != "pred_all" or attention or return_scores):
+            raise ValueError("phrases are masks of their own: leave out protocol, attention and scores")
+        if attention and not isinstance(self.model, Explains):
+            raise ValueError(f"{type(self.model).__name__} does not show where it looked; leave out attention")
+        if self.input.needs_object and protocol != "oracle_obj":
+            name = type(self.model).__name__
+            raise ValueError(f"{name} cuts a given object into parts: give protocol='oracle_obj' and the object's mask")
+
+    @property
+    def input(self) -> InputSpec:
+        """How the model wants to see a photo."""
+        return self.model.input  # type: ignore[return-value]
+
+    def prepare(
+        self, vocabulary: VocabularyLike | None = None, *, phrases: Sequence[str] | str | None = None
+    ) -> PreparedPredictor:
+        """The predictor with the text of a vocabulary or of phrases encoded; cached until the weights change."""
+        return self._prepare(self.words(vocabulary, phrases))
+
+    def _prepare(self, words: Words) -> PreparedPredictor:
         # an in-place change of a weight raises its version, a replaced or moved one has another address
         weights = tuple((p._version, p.data_ptr()) for p in self.model.parameters())
-        key = (words.key, hash(weights))
+        key = (type(words), words.key, hash(weights))
         if key not in self._prepared:
-            for stale in [k for k in self._prepared if k[1] != key[1]]:
+            for stale in [k for k in self._prepared if k[2] != key[2]]:
                 del self._prepared[stale]
             self._prepared[key] = self.predictor.prepare(self.model, words)
             while len(self._prepared) > CACHED_VOCABULARIES:
@@ -180,46 +203,71 @@ class Segmenter:
         self._prepared.move_to_end(key)
         return self._prepared[key]
 
-    def _read(self, request: Request, words: Vocabulary, protocol: str) -> _Input:
+    def _read(self, request: Request, asked: _Asked) -> _Input:
         """Runs in a reader thread."""
         photo = read_photo(request.image)
-        objects = _object_map(request, photo, words, protocol)
+        objects = object_map(request, photo, asked.words, asked.protocol, needs_object=self.input.needs_object)
         source = str(request.image) if isinstance(request.image, str | Path) else photo.name
-        return _Input(photo, self._network_image(photo), objects, source)
+        height, width = photo.size
+        geometry = self.input.geometry(height, width)
+        nothing = torch.full((1, 1), IGNORE_LABEL, dtype=torch.int32).expand(photo.size)
+        sample = Sample(
+            image=to_tensor(geometry.image(photo.image)),
+            object_part=nothing,
+            object=nothing if objects is None else torch.from_numpy(objects),
+            name=photo.name,
+            file_name=source,
+            region=None if geometry.region == (0, 0, *geometry.size) else geometry.region,
+        )
+        return _Input(photo, sample, geometry, source)
 
-    def _network_image(self, photo: Photo) -> UInt8[Tensor, "3 H W"]:
-        """The photo as EvalMapper resizes it."""
-        size = int(self.model.image_size)  # type: ignore[arg-type]
-        shown = Geometry((0, 0, photo.image.width, photo.image.height), ((size, size),)).image(photo.image)
-        return to_tensor(shown, channel_order="rgb")
-
-    def _run(
-        self, batch: Sequence[_Input], words: Vocabulary, protocol: str, return_scores: bool, attention: bool
-    ) -> Iterator[Prediction]:
-        images = torch.stack([item.network_image for item in batch])
-        for item, scores in zip(batch, self.prepare(words)(images, [item.photo.size for item in batch]), strict=True):
-            labels = self._labels(scores, item, words, protocol)
-            yield Prediction(
-                labels=labels.cpu().numpy(),
-                image=np.asarray(item.photo.image),
-                vocabulary=words,
-                name=item.photo.name,
-                source=item.source,
-                protocol=protocol,
-                notes=item.photo.notes,
-                logits=scores.object_part.float().cpu().numpy() if return_scores else None,
-                attention=self._attention(item.network_image, labels, words) if attention else {},
-            )
+    def _run(self, batch: Sequence[_Input], asked: _Asked) -> Iterator[PhotoPrediction]:
+        prepared = self._prepare(asked.words)
+        told: Objects = "truth" if self.input.needs_object else "none"
+        found = predict_batch(prepared, collate_eval([item.sample for item in batch]), told=told)
+        for item, prediction in zip(batch, found, strict=True):
+            yield self._photo_prediction(item, prediction, asked)
 
     @torch.inference_mode()
-    def _labels(self, scores: Scores, item: _Input, words: Vocabulary, protocol: str) -> Tensor:
-        nothing = torch.full((1, 1), IGNORE_LABEL, dtype=torch.int32, device=scores.object_part.device)
-        nothing = nothing.expand(item.photo.size)
-        given = nothing if item.objects is None else torch.from_numpy(item.objects).to(nothing.device)
-        sample = Sample(item.network_image, nothing, given, item.photo.name, item.source)
-        reader = ScoreReader(scores, class_chunk=self.predictor.class_chunk)
-        choice = PROTOCOLS[protocol]().choose(reader, sample, words)
-        return reader.object_parts if choice is None else reader.choose([choice])[0]
+    def _photo_prediction(self, item: _Input, prediction: Prediction, asked: _Asked) -> PhotoPrediction:
+        words = asked.words
+        answer = Answer(prediction, words, class_chunk=self.predictor.class_chunk)  # type: ignore[arg-type]
+        labels, classes, instances = self._labels(item, answer, asked)
+        logits = None
+        if asked.scores and isinstance(prediction, DenseScores):
+            logits = prediction.cropped().object_part.float().cpu().numpy()
+        return PhotoPrediction(
+            labels=labels,
+            image=np.asarray(item.photo.image),
+            words=words,
+            classes=classes,
+            name=item.photo.name,
+            source=item.source,
+            protocol=asked.protocol,
+            notes=item.photo.notes,
+            instances=instances,
+            logits=logits,
+            attention=self._attention(item, labels, words) if asked.attention and isinstance(words, Vocabulary) else {},
+        )
+
+    def _labels(
+        self, item: _Input, answer: Answer, asked: _Asked
+    ) -> tuple[np.ndarray, tuple[str, ...], tuple[Segment, ...] | None]:
+        """Label map, the names of its classes, and the segments of systems that find some."""
+        if isinstance(asked.words, Phrases):
+            masks, texts = answer.phrases.masks().cpu().numpy(), asked.words.texts
+            segments = [segment_of_mask(m, name=texts[i], label=i) for i, m in enumerate(masks) if m.any()]
+            return painted(masks, len(texts)), texts, tuple(segments)
+        words = asked.words
+        instances = None
+        if isinstance(answer.prediction, Segments):
+            instances = segments_of(answer.segments, words)
+            if (answer.segments.label < 0).any():
+                names = tuple(segment.name for segment in instances)
+                return _best_on_top(answer.segments.masks()), names, instances
+        sample = on_device(item.sample, self.device)
+        labels = PROTOCOLS[asked.protocol]().labels(answer.labels, sample, words)
+        return labels.cpu().numpy(), words.object_parts, instances
 
     def attention(
         self,
@@ -229,27 +277,47 @@ class Segmenter:
     ) -> dict[str, Float[np.ndarray, "rows columns"]]:
         """Where the network looks for each part of a label map of the photo: name -> attention on the token grid.
 
-        Last decoder layer, averaged over the part's cells (paper, eq. 6). ValueError for models without part prompts.
+        ValueError for systems that do not show it.
         """
-        words = self.vocabulary if vocabulary is None else as_vocabulary(vocabulary)
-        return self._attention(self._network_image(read_photo(image)), torch.as_tensor(labels).to(self.device), words)
+        words = self.words(vocabulary)
+        self._check(words, "pred_all", 1, return_scores=False, attention=True)
+        assert isinstance(words, Vocabulary)
+        item = self._read(Request(image), _Asked(words, "pred_all"))
+        return self._attention(item, torch.as_tensor(labels).cpu().numpy(), words)
 
     @torch.inference_mode()
-    def _attention(self, network_image: Tensor, labels: Tensor, words: Vocabulary) -> dict[str, np.ndarray]:
-        layer = len(self.model.decoder.layers) - 1  # type: ignore[arg-type,union-attr]
-        image = network_image[None].to(self.device)
+    def _attention(self, item: _Input, labels: np.ndarray, words: Vocabulary) -> dict[str, np.ndarray]:
+        assert isinstance(self.model, Explains)
+        small = torch.from_numpy(item.geometry.labels(labels, fill=IGNORE_LABEL).astype(np.int32))[None]
+        prompts = self._prepare(words).encoded
         with self.predictor.autocast(self.device):
-            outputs = self.model(image, words, text=self.prepare(words).text, attention_layers=(layer,))
-        if outputs.object is None:
-            raise ValueError("attention behind parts needs a model with part and object prompts, such as PartCLIPSeg")
-        rows, columns = (
-            ((2 * torch.arange(size, device=labels.device) + 1) * full) // (2 * size)
-            for size, full in zip(image.shape[-2:], labels.shape)
-        )
-        small = labels[rows][:, columns][None]
-        found = masked_attention(outputs.attention, small, vocabulary=words, options=MaskAttention(layers=(layer,)))
-        ids = found.object_part.tolist()
-        return {words.object_parts[k]: heat.float().cpu().numpy() for k, heat in zip(ids, found.maps, strict=True)}
+            maps = self.model.attention(item.sample.image[None].to(self.device), prompts, small.to(self.device), words)
+        return {words.object_parts[k]: heat.float().cpu().numpy() for k, heat in maps[0].items()}
+
+
+def painted(masks: np.ndarray, background: int) -> np.ndarray:
+    """int32 map of mask positions, later ones on top; `background` where there is none."""
+    labels = np.full(masks.shape[1:], background, np.int32)
+    for position, mask in enumerate(masks):
+        labels[mask] = position
+    return labels
+
+
+def _best_on_top(masks: np.ndarray) -> np.ndarray:
+    """As `painted`, for masks that are sorted best first."""
+    count = len(masks)
+    reverse = np.append(np.arange(count)[::-1], count)
+    return reverse[painted(masks[::-1], count)].astype(np.int32)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a call wants of each photo."""
+
+    words: Words
+    protocol: str
+    scores: bool = False
+    attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -257,70 +325,9 @@ class _Input:
     """A photo as read, as the network sees it, and the objects given for it."""
 
     photo: Photo
-    network_image: Tensor
-    objects: np.ndarray | None
+    sample: Sample
+    geometry: Geometry
     source: str
-
-
-def given_objects(request: Request, words: Vocabulary, protocol: str) -> list[tuple[str, MaskLike | None]] | None:
-    """Names that `oracle_obj` is told with their masks (None: everywhere), None for `pred_all`; ValueError if wrong."""
-    name, given = request.object, request.object_mask
-    if protocol != "oracle_obj":
-        if name is not None or given is not None:
-            raise ValueError(f"an object is only used by protocol='oracle_obj', the protocol is {protocol!r}")
-        return None
-    if isinstance(given, Mapping):
-        if name is not None:
-            raise ValueError("give object=<name> with one mask, or object_mask={name: mask, ...} alone, not both")
-        masks: list[tuple[str, MaskLike | None]] = list(given.items())
-    elif name is not None:
-        masks = [(name, given)]
-    elif len(words.objects) == 1:
-        masks = [(words.objects[0], given)]
-    else:
-        raise ValueError(f"protocol='oracle_obj' needs to know the object; give object=<one of {list(words.objects)}>")
-    unknown = [each for each, _ in masks if each not in words.objects]
-    if unknown:
-        raise ValueError(f"object {unknown[0]!r} is not in the vocabulary; it has {list(words.objects)}")
-    return masks
-
-
-def _object_map(request: Request, photo: Photo, words: Vocabulary, protocol: str) -> np.ndarray | None:
-    """int32 object ids [h, w] that `oracle_obj` is told, None for `pred_all`."""
-    masks = given_objects(request, words, protocol)
-    if masks is None:
-        return None
-    objects = np.full(photo.size, BACKGROUND_LABEL, np.int32)
-    for each, mask in masks:
-        objects[... if mask is None else _mask_array(mask, photo)] = words.object_id(each)
-    return objects
-
-
-def _mask_array(mask: MaskLike, photo: Photo) -> np.ndarray:
-    """bool [h, w] of an array, tensor, or picture in which everything but black and transparent is the object."""
-    if isinstance(mask, Tensor):
-        array = mask.detach().cpu().numpy()
-    elif isinstance(mask, np.ndarray):
-        array = mask
-    else:
-        try:
-            array = read_mask(mask)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{photo.name} has no mask {mask}") from None
-    if array.shape != photo.size:
-        raise ValueError(
-            f"{photo.name}: the object mask is {list(array.shape)}, the upright photo is {list(photo.size)}"
-        )
-    return array if array.dtype == bool else array != 0
-
-
-def _per_image(value: object, images: Sequence, what: str) -> list:
-    """One entry per image: a list as it is, anything else repeated."""
-    if not isinstance(value, list | tuple):
-        return [value] * len(images)
-    if len(value) != len(images):
-        raise ValueError(f"{what} has {len(value)} entries for {len(images)} images; give one each")
-    return list(value)
 
 
 def _read_ahead(

@@ -145,8 +145,8 @@ class InputSpec:
     """How a system wants to see a photo when nothing is random: in evaluation and prediction.
 
     `squash` resizes to `size` without keeping the aspect. `short_edge` makes the shorter side min(size) and the longer
-    one at most max(size). `letterbox` fits the photo into `size` and centres it. The result is filled up to multiples of
-    `divisor` at the bottom and the right, with `fill`. `via` is an intermediate (short, longest long) edge that a
+    one at most max(size). `letterbox` fits the photo into `size` and centres it. The result is filled up to multiples
+    of `divisor` at the bottom and the right, with `fill`. `via` is an intermediate (short, longest long) edge that a
     published recipe goes through. `needs_object` says that predictions are about one given object and its mask.
     """
 

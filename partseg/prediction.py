@@ -42,7 +42,7 @@ class DenseScores:
 
 @dataclass(frozen=True)
 class PhraseScores:
-    """One logit map per phrase at network size; a pixel is in the mask where the upsampled logit exceeds `threshold`."""
+    """One logit map per phrase at network size; the mask is where the upsampled logit exceeds `threshold`."""
 
     logits: Float[Tensor, "E H W"]
     size: Size

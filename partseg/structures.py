@@ -29,8 +29,9 @@ class Annotation:
     """One annotated thing of a record.
 
     `label` is an object-part id, or for objects the position in `label_objects`, which holds objects without parts too.
-    `segmentation` is COCO's (polygons or RLE); `box` (left, top, right, bottom in pixels) stands in where there is none.
-    `parent` is the position of the part's object among the record's annotations. `score` is that of a pseudo label.
+    `segmentation` is COCO's (polygons or RLE); `box` (left, top, right, bottom in pixels) stands in where there is
+    none. `parent` is the position of the part's object among the record's annotations. `score` is that of a pseudo
+    label.
     """
 
     level: InstanceLevel
@@ -45,7 +46,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Phrase:
-    """What a referring expression means in a record: its wordings and the mask (COCO segmentation) that all of them name."""
+    """A referring expression of a record: its wordings, and the mask (COCO segmentation) that all of them name."""
 
     texts: tuple[str, ...]
     segmentation: object
@@ -55,10 +56,10 @@ class Phrase:
 class Record:
     """One image of a data set, in detectron2's words; paths are absolute or relative to the working directory.
 
-    `object_part_file_name` / `object_file_name` are label PNGs in the data set's own ids, `label_bits` deep: 8 (255 means
-    none) or 16 (65535 means none); the mapper translates them with the vocabulary. Where there is no PNG of a level its
-    map is painted from `annotations`, later ones on top; object parts without objects imply their owners. `image_labels`
-    are `label_objects` known to be somewhere in the image. An unlabelled image has none of all these.
+    `object_part_file_name` / `object_file_name` are label PNGs in the data set's own ids, `label_bits` deep: 8 (255
+    means none) or 16 (65535 means none); the mapper translates them with the vocabulary. Where there is no PNG of a
+    level its map is painted from `annotations`, later ones on top; object parts without objects imply their owners.
+    `image_labels` are `label_objects` known to be somewhere in the image. An unlabelled image has none of all these.
     """
 
     image_id: str
@@ -108,14 +109,14 @@ class Instances:
 class Sample:
     """One mapped record. Training: everything at network size. Evaluation: labels at their own size.
 
-    `object_part` holds 0..K-1 or IGNORE_LABEL; `object` holds 0..O-1, BACKGROUND_LABEL (no object of the vocabulary)
-    or IGNORE_LABEL (unseen or void). `num_owner` counts, per pixel, the annotated instances of the object that owns the
+    `object_part` holds 0..K-1 or IGNORE_LABEL; `object` holds 0..O-1, BACKGROUND_LABEL (no object of the vocabulary) or
+    IGNORE_LABEL (unseen or void). `num_owner` counts, per pixel, the annotated instances of the object that owns the
     pixel's part label (how often a per-instance evaluation counts it), `num_foreign` the instances of other objects
-    that cover it; both None where a data set has no instances (then every labelled pixel counts once).
-    `instances` and `phrases` (text and mask; exactly one in training) are there where the mapper was asked for them.
-    `given` is an object map that is told beside the labels, as `object` in ids: in training that of the one object
-    which the sample is about, in evaluation that of some segmenter. `region` is the part of `image` that the photo fills
-    (None: all of it).
+    that cover it; both None where a data set has no instances (then every labelled pixel counts once). `instances` and
+    `phrases` (text and mask; exactly one in training) are there where the mapper was asked for them. `given` is an
+    object map that is told beside the labels, as `object` in ids: in training that of the one object which the sample
+    is about, in evaluation that of some segmenter. `region` is the part of `image` that the photo fills (None: all of
+    it).
     """
 
     image: UInt8[Tensor, "3 H W"]
@@ -190,8 +191,8 @@ class EvalBatch:
 class Outputs:
     """What a dense system returns in training; background is the last channel where there is one.
 
-    Logits are at network size. A system with more to say returns a subclass, or a dataclass of its own: the trainer hands
-    it to the criterion as it is. What no loss term reads may be None.
+    Logits are at network size. A system with more to say returns a subclass, or a dataclass of its own: the trainer
+    hands it to the criterion as it is. What no loss term reads may be None.
     """
 
     object_part: Float[Tensor, "B K+1 H W"] | None = None
@@ -247,7 +248,7 @@ def _instances(sample: Sample, size: Size) -> Instances:
 
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of nested dataclasses and tuples with `function` applied to every tensor; other things stay as they are."""
+    """A copy of nested dataclasses and tuples with `function` applied to every tensor; other things stay."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple):

@@ -34,8 +34,8 @@ class Prompts(Protocol):
 class System(Protocol):
     """An open-vocabulary part segmenter. `input` and `weight_layouts` may be plain attributes or properties.
 
-    The trainer calls `forward` through DistributedDataParallel and hands its outputs to the criterion; `reads` names the
-    outputs that the active loss terms use ("object_part", "object", ...), so that nothing else has to be computed.
+    The trainer calls `forward` through DistributedDataParallel and hands its outputs to the criterion; `reads` names
+    the outputs that the active loss terms use ("object_part", "object", ...), so that nothing else has to be computed.
     `predict` runs in inference mode, on views that `input` made and prompts that `encode_text` made.
     """
 
@@ -59,10 +59,10 @@ class System(Protocol):
         regions: Sequence[Region] | None = None,
         given: Sequence[Int[Tensor, "h w"] | None] | None = None,
     ) -> list[Prediction]:
-        """One prediction per image, to be read at `sizes`, the photos' own. `regions`: what of each image the photo fills.
+        """One prediction per image, to be read at `sizes`, the photos' own. `regions`: where the photo lies in each.
 
-        `given` are object maps at the photos' sizes, in object ids of the vocabulary, for systems and runs that are told
-        the objects; a system without use for them ignores them.
+        `given` are object maps at the photos' sizes, in object ids of the vocabulary, for systems and runs that are
+        told the objects; a system without use for them ignores them.
         """
         ...
 

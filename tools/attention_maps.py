@@ -33,7 +33,6 @@ from PIL import Image
 from partseg import api
 from partseg.data import catalog
 from partseg.data.images import read_photo
-from partseg.data.mapper import EvalMapper
 from partseg.engine import checkpoint as checkpoints
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.systems.part_clipseg.heatmaps import LabelledPicture, cells, heatmaps, summary
@@ -63,8 +62,7 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
 
 def pictures_of_dataset(values: dict[str, str]) -> list[LabelledPicture]:
     """Pictures of the data set with its own labels."""
-    mapper = EvalMapper(size=16)  # only its labels are used: the picture is read again at its own size
-    data = catalog.get(values["dataset"], split=values["split"], data_root=values["data_root"], mapper=mapper)
+    data = catalog.get(values["dataset"], split=values["split"], data_root=values["data_root"])
     found = []
     for index in map(int, values["index"].split(",")):
         if not 0 <= index < len(data):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from partseg.data.dataset import PartSegDataset
 from partseg.data.loader import build_eval_loader, build_train_loader
-from partseg.data.mapper import EvalMapper
+from partseg.engine.build import evaluation_set
 from partseg.engine.checkpoint import load
 from partseg.engine.trainer import Trainer
 from partseg.evaluation.runner import evaluate
@@ -149,7 +149,7 @@ def scores(config: DictConfig, weights: dict[str, Tensor], options: Options) -> 
         iterations=options.steps,
     )
     trainer.train()
-    val_set = instantiate(config.eval_dataset, split="val", mapper=EvalMapper(size=config.model.image_size))
+    val_set = evaluation_set(config, model.input)  # type: ignore[arg-type]
     step = max(1, len(val_set) // options.val_images)
     val_set = val_set.subset(range(0, len(val_set), step)[: options.val_images])
     found = evaluate(

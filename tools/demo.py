@@ -29,9 +29,9 @@ from scipy import ndimage
 
 from partseg import api
 from partseg.data.images import Photo, list_images, read_photo
+from partseg.photo_prediction import PhotoPrediction, shrunk
 from partseg.utils import arguments, page
 from partseg.utils.files import scratch_folder
-from partseg.utils.prediction import Prediction, shrunk
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.words import as_vocabulary, hints, vocabulary_of_text
 
@@ -126,7 +126,7 @@ class Page:
                 object=object_name if protocol == ORACLE else None,
                 object_mask=mask,
             )
-            assert isinstance(prediction, Prediction)
+            assert isinstance(prediction, PhotoPrediction)
             files = prediction.save(tempfile.mkdtemp(dir=self.folder), stem=photo.name, max_side=None)
         except (ValueError, OSError) as error:
             return "", problem(without_folder(str(error), path)), None
@@ -158,12 +158,12 @@ def without_folder(message: str, path: str) -> str:
     return message.replace(path, Path(path).name)
 
 
-def view(prediction: Prediction) -> str:
+def view(prediction: PhotoPrediction) -> str:
     image, labels = shrunk(prediction.image, prediction.labels, SIDE)
     return page.viewer(image, labels, prediction.names[:-1])
 
 
-def summary(prediction: Prediction) -> str:
+def summary(prediction: PhotoPrediction) -> str:
     count = len(prediction.found)
     words = f"{count} part{'' if count == 1 else 's'} found" if count else "Nothing of this vocabulary was found"
     notes = "".join(f"<br>Note: {escape(hint)}." for hint in hints(prediction.vocabulary))

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from partseg.data.dataset import PartSegDataset
 from partseg.data.loader import build_eval_loader
-from partseg.data.mapper import EvalMapper
+from partseg.engine.build import evaluation_set
 from partseg.engine.checkpoint import digest, load, load_model, resolve
 from partseg.engine.launch import device_of, launch
 from partseg.engine.run import plain
@@ -38,10 +38,7 @@ def evaluate(cfg: DictConfig) -> None:
     device = device_of(cfg)
     env.set_tf32(cfg.train.tf32)
     model, trained, trained_config = load_model(cfg.ckpt, plugins=cfg.plugins)
-    size = int(model.image_size)  # type: ignore[arg-type]
-    dataset = instantiate(cfg.eval_dataset, split=cfg.eval.split, mapper=EvalMapper(size=size))
-    if cfg.eval.limit_images is not None:
-        dataset = dataset.subset(range(min(cfg.eval.limit_images, len(dataset))))
+    dataset = evaluation_set(cfg, model.input)  # type: ignore[arg-type]
     vocabulary = evaluation_vocabulary(
         trained,
         dataset.vocabulary,
@@ -97,7 +94,7 @@ def content(
     return results.describe_dataset(dataset, vocabulary) | {
         "cross_dataset": bool(cfg.cross_dataset),
         "checkpoint": checkpoint,
-        "protocols": {name: results.describe(counts, vocabulary) for name, counts in evaluation.counts.items()},
+        "protocols": {name: result.describe() for name, result in evaluation.results.items()},
         **results.describe_cost(evaluation),
         "config": plain(cfg),
         "git_commit": env.git_commit(),

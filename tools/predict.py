@@ -48,9 +48,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from partseg import api
 from partseg.data.images import list_images, unique_stems
 from partseg.data.io import read_json
+from partseg.photo_prediction import COCO_INFO, PhotoPrediction, coco_document
+from partseg.requests import Request, given_objects
 from partseg.utils import arguments
 from partseg.utils.files import json_bytes, write_atomic
-from partseg.utils.prediction import COCO_INFO, Prediction, coco_document
 from partseg.utils.visualize import save_png
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.words import as_vocabulary
@@ -106,10 +107,10 @@ def main(options: Options) -> int:
         batch_size=options.batch_size,
         on_error=lambda _, error: failures.append(str(error)),
     )
-    api.given_objects(next(requests(options, paths)), vocabulary, options.protocol)
+    given_objects(next(requests(options, paths)), vocabulary, options.protocol)
     stems = unique_stems(paths, endings=ENDINGS, taken=[SEGMENTS])
     claim_output(options, paths, stems.values(), vocabulary)
-    done: list[Prediction] = []
+    done: list[PhotoPrediction] = []
     try:
         for prediction in progress(predictions, len(paths), done, failures, console):
             try:
@@ -181,16 +182,16 @@ def is_ours(path: Path) -> bool:
     return isinstance(content, dict) and content.get("info") == COCO_INFO
 
 
-def requests(options: Options, paths: Sequence[Path]) -> Iterator[api.Request]:
+def requests(options: Options, paths: Sequence[Path]) -> Iterator[Request]:
     """What to do with each photo."""
     for path in paths:
         mask = None if options.masks is None else options.masks / f"{path.stem}.png"
-        yield api.Request(path, options.object, mask)
+        yield Request(path, options.object, mask)
 
 
 def progress(
-    predictions: Iterator[Prediction], total: int, done: Sized, failures: Sized, console: Console
-) -> Iterator[Prediction]:
+    predictions: Iterator[PhotoPrediction], total: int, done: Sized, failures: Sized, console: Console
+) -> Iterator[PhotoPrediction]:
     """The predictions, with a bar that also counts photos that failed."""
     columns = (TextColumn("photos"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -200,7 +201,7 @@ def progress(
             bar.update(task, completed=len(done) + len(failures))
 
 
-def write(prediction: Prediction, stem: str, options: Options) -> None:
+def write(prediction: PhotoPrediction, stem: str, options: Options) -> None:
     """Pictures and label map of one photo."""
     if options.overlays:
         save_png(prediction.picture(max_side=options.max_side), options.output / f"{stem}.png")

@@ -19,7 +19,7 @@ import torch
 from partseg.utils.arguments import run
 from partseg.utils.config import compose, instantiate
 from partseg.utils.files import write_atomic
-from partseg.weights.load import to_hf_clipseg
+from partseg.weights.load import export_weights
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def main(options: Options) -> int:
     position = visual.positional_embedding
     with torch.no_grad():
         position.mul_(options.position * patch / position.std())
-    data = safetensors.torch.save(to_hf_clipseg(model), metadata={"format": "pt"})
+    data = safetensors.torch.save(export_weights(model, "hf_clipseg"), metadata={"format": "pt"})
     write_atomic(options.output, data)
     print(f"wrote {options.output} ({len(data):,} bytes): random weights, seed {options.seed}")
     return 0

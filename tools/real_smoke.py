@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from partseg.data import catalog, io
-from partseg.data.mapper import EvalMapper
 from partseg.evaluation import results
 from partseg.evaluation.predictions import read_prediction
 from partseg.labels import IGNORE_LABEL
+from partseg.photo_prediction import shrunk
 from partseg.utils.config import instantiate, stored
 from partseg.utils.files import json_bytes, write_atomic
-from partseg.utils.prediction import shrunk
 from partseg.utils.visualize import overlay, save_png, tile
 
 SIDE = 480
@@ -82,7 +81,7 @@ def overlays(run: str, output: str) -> None:
     content = results.read(Path(run))
     config = content["config"]
     node = stored(config["eval_dataset"], group="dataset")
-    dataset = instantiate(node, split=config["eval"]["split"], mapper=EvalMapper(size=1))
+    dataset = instantiate(node, split=config["eval"]["split"])
     names = dataset.vocabulary.object_parts
     pictures, captions = [], []
     for index in range(len(dataset)):

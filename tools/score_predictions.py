@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
-from partseg.data.mapper import EvalMapper
+from partseg.engine.build import evaluation_set
 from partseg.engine.run import plain
 from partseg.evaluation import plots, results
 from partseg.evaluation.predictions import read_prediction
@@ -30,11 +30,7 @@ def main(cfg: DictConfig) -> None:
 
 def score(cfg: DictConfig) -> None:
     """Score the folder of predictions."""
-    dataset = instantiate(
-        cfg.eval_dataset, split=cfg.eval.split, mapper=EvalMapper(size=2)
-    )  # the image is not looked at
-    if cfg.eval.limit_images is not None:
-        dataset = dataset.subset(range(min(cfg.eval.limit_images, len(dataset))))
+    dataset = evaluation_set(cfg, None)
     vocabulary = dataset.vocabulary.with_unseen(()) if cfg.all_seen else dataset.vocabulary
     evaluators = instantiate(cfg.evaluator)
     folders = {name: prediction_folder(Path(cfg.predictions), name) for name in evaluators}
@@ -43,15 +39,17 @@ def score(cfg: DictConfig) -> None:
     for evaluator in evaluators.values():
         evaluator.reset(vocabulary)
     console = Console()
-    for sample in track(dataset, total=len(dataset), console=console, disable=not console.is_terminal):
+    for sample in track(
+        (dataset[i] for i in range(len(dataset))), total=len(dataset), console=console, disable=not console.is_terminal
+    ):
         for name, evaluator in evaluators.items():
             with torch.inference_mode():
                 labels = read_prediction(folders[name], sample, len(vocabulary), bits=cfg.bits)
-                evaluator.process(labels, sample)
+                evaluator.count(labels, sample)
     values = results.describe_dataset(dataset, vocabulary) | {
         "cross_dataset": False,
         "checkpoint": None,
-        "protocols": {name: results.describe(e.evaluate(), vocabulary) for name, e in evaluators.items()},
+        "protocols": {name: e.evaluate().describe() for name, e in evaluators.items()},
         "seconds_per_image": None,
         "peak_memory_bytes": None,
         "peak_device_memory_bytes": None,

@@ -21,13 +21,12 @@ from toy_ablation import SYSTEMS, standard_error  # the tool beside this one
 
 from partseg.data import catalog
 from partseg.data.dataset import PartSegDataset
-from partseg.data.loader import collate
 from partseg.data.mapper import TrainMapper
 from partseg.engine.checkpoint import load_model
 from partseg.evaluation import results
 from partseg.labels import IGNORE_LABEL
 from partseg.losses.criterion import Criterion
-from partseg.structures import Batch
+from partseg.structures import Batch, collate
 from partseg.utils.config import compose, instantiate
 from partseg.utils.files import write_atomic
 
@@ -90,16 +89,16 @@ def mean_terms(model: nn.Module, criterion: Criterion, dataset: PartSegDataset) 
     """{seen, unseen} -> {term: mean over all (picture, object) pairs}; part labels of the other split are hidden."""
     vocabulary = dataset.vocabulary
     whole = [
-        collate([dataset[i] for i in range(start, min(start + BATCH, len(dataset)))])
+        collate([dataset[i] for i in range(start, min(start + BATCH, len(dataset)))], vocabulary=vocabulary)
         for start in range(0, len(dataset), BATCH)
     ]
     batches = {split: [_only(batch, vocabulary.seen == (split == "seen")) for batch in whole] for split in SPLITS}
-    totals = {split: _sum([criterion.counts(batch, vocabulary) for batch in batches[split]]) for split in SPLITS}
+    totals = {split: _sum([criterion.counts(batch) for batch in batches[split]]) for split in SPLITS}
     sums = {split: dict.fromkeys(TERMS, 0.0) for split in SPLITS}
     for index, batch in enumerate(whole):
-        outputs = model(batch.images, vocabulary, attention_layers=criterion.attention_layers)
+        outputs = model(batch, reads=criterion.reads)
         for split in SPLITS:
-            terms = criterion(outputs, batches[split][index], vocabulary, totals[split])[1]
+            terms = criterion(outputs, batches[split][index], totals[split])[1]
             for name, value in terms.items():
                 sums[split][name] += float(value)
     return sums

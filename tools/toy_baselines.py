@@ -15,11 +15,12 @@ from rich.progress import track
 
 from partseg.data.dataset import PartSegDataset
 from partseg.data.loader import build_eval_loader
-from partseg.data.mapper import EvalMapper
+from partseg.engine.build import evaluation_set
 from partseg.engine.run import plain
 from partseg.evaluation import results, runner
 from partseg.evaluation.baselines import label_with, most_frequent_parts
-from partseg.evaluation.evaluator import Counts, Evaluator
+from partseg.evaluation.evaluator import Result
+from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.protocols import OracleObj
 from partseg.evaluation.report import table
 from partseg.utils import env
@@ -30,17 +31,17 @@ CONSOLE = Console()
 
 @cli("train")
 def main(cfg: DictConfig) -> None:
-    dataset = instantiate(cfg.eval_dataset, split=cfg.eval.split, mapper=EvalMapper(size=cfg.model.image_size))
+    dataset = evaluation_set(cfg, instantiate(cfg.model).input)
     folder = Path(cfg.output_root) / cfg.name / "baselines"
     for name, measure in (("most_frequent_part", most_frequent_part), ("untrained", untrained)):
         if (folder / name / results.FILE_NAME).is_file():
             CONSOLE.print(f"{folder / name}: measured before, kept")
             continue
-        counts, cost = measure(cfg, dataset)
+        found, cost = measure(cfg, dataset)
         values = results.describe_dataset(dataset, dataset.vocabulary) | {
             "cross_dataset": False,
             "checkpoint": None,
-            "protocols": {key: results.describe(entry, dataset.vocabulary) for key, entry in counts.items()},
+            "protocols": {key: entry.describe() for key, entry in found.items()},
             **cost,
             "config": plain(cfg),
             "git_commit": env.git_commit(),
@@ -52,15 +53,15 @@ def main(cfg: DictConfig) -> None:
         CONSOLE.print(f"{name}: {path}")
 
 
-def most_frequent_part(cfg: DictConfig, dataset: PartSegDataset) -> tuple[dict[str, Counts], dict[str, Any]]:
+def most_frequent_part(cfg: DictConfig, dataset: PartSegDataset) -> tuple[dict[str, Result], dict[str, Any]]:
     """Oracle-Obj only, since it needs the object; counted on the validation split itself, which favours it."""
     vocabulary = dataset.vocabulary
     parts = most_frequent_parts((dataset[i] for i in range(len(dataset))), vocabulary)
-    evaluator = Evaluator(OracleObj())
+    evaluator = PixelEvaluator(OracleObj())
     evaluator.reset(vocabulary)
     for index in track(range(len(dataset)), "most frequent part", console=CONSOLE):
         sample = dataset[index]
-        evaluator.process(label_with(parts, sample.object, vocabulary), sample)
+        evaluator.count(label_with(parts, sample.object, vocabulary), sample)
     cost = {
         "seconds_per_image": None,
         "peak_memory_bytes": None,
@@ -70,7 +71,7 @@ def most_frequent_part(cfg: DictConfig, dataset: PartSegDataset) -> tuple[dict[s
     return {"oracle_obj": evaluator.evaluate()}, cost
 
 
-def untrained(cfg: DictConfig, dataset: PartSegDataset) -> tuple[dict[str, Counts], dict[str, Any]]:
+def untrained(cfg: DictConfig, dataset: PartSegDataset) -> tuple[dict[str, Result], dict[str, Any]]:
     """The network with the random weights that training starts from."""
     env.seed_everything(cfg.seed)
     model = instantiate(cfg.model)
@@ -84,7 +85,7 @@ def untrained(cfg: DictConfig, dataset: PartSegDataset) -> tuple[dict[str, Count
             predictor=instantiate(cfg.predictor),
             evaluators=instantiate(cfg.evaluator),
         )
-    return evaluation.counts, results.describe_cost(evaluation)
+    return evaluation.results, results.describe_cost(evaluation)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from rich.table import Table
 
 from partseg.data import catalog, io
 from partseg.data.dataset import PartSegDataset
-from partseg.data.mapper import EvalMapper
 from partseg.evaluation import results
 from partseg.evaluation.predictions import read_prediction
 from partseg.utils.visualize import legend, overlay, save_png, tile
@@ -53,7 +52,7 @@ def report(run: Path, data: Path, console: Console) -> None:
         console.print(f"oracle_obj {split}: {gain:+.1f} points over the most frequent part")
     gain = score(trained, "pred_all", "seen") - score(untrained, "pred_all", "seen")
     console.print(f"pred_all seen: {gain:+.1f} points over the untrained network")
-    dataset = catalog.get("toy_pascal_part_116", split="val", root=str(data), mapper=EvalMapper(size=2))
+    dataset = catalog.get("toy_pascal_part_116", split="val", root=str(data))
     path = save_png(pictures(dataset, run / "predictions" / "oracle_obj"), run / "unseen_objects.png")
     console.print(f"parts of objects that training never named: {path}")
 

@@ -11,11 +11,11 @@ The same command continues a run that was stopped. Exit code 85: stopped by SIGT
 from functools import partial
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
-from partseg.data.dataset import PartSegDataset
 from partseg.data.loader import build_eval_loader, build_train_loader
-from partseg.data.mapper import EvalMapper
+from partseg.engine.build import build_model, evaluation_set, training_set
 from partseg.engine.checkpoint import Checkpoints, init_from, restore
 from partseg.engine.ema import Ema
 from partseg.engine.hooks import Run
@@ -42,21 +42,19 @@ def train(cfg: DictConfig) -> bool:
     env.seed_everything(cfg.seed)
     env.set_tf32(cfg.train.tf32)
 
-    model = instantiate(cfg.model).to(device)
+    model = build_model(cfg).to(device)
     if cfg.init_from and state is None:
         init_from(model, cfg.init_from)
-    if cfg.train.compile:
-        model.compile()
-
-    train_set = instantiate(cfg.dataset, split="train", mapper=instantiate(cfg.augmentation), seed=cfg.seed)
-    train_set = first(cfg.train.limit_images, train_set)
-    val_set = instantiate(cfg.eval_dataset, split=cfg.eval.split, mapper=EvalMapper(size=cfg.model.image_size))
-    val_set = first(cfg.eval.limit_images, val_set)
+    if cfg.train.sync_batch_norm:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    train_set, val_set = training_set(cfg), evaluation_set(cfg, model.input)  # type: ignore[arg-type]
 
     criterion = instantiate(cfg.criterion)
     optimizer = instantiate(cfg.optimizer, model=model)
     schedule = instantiate(cfg.schedule)
     ema = Ema(model, decay=cfg.train.ema_decay) if cfg.train.ema_decay else None
+    if cfg.train.compile:
+        model.compile()
     share = cfg.train.prompt_share
     sampling = None if share is None else PromptSampling(share=share, seed=cfg.seed)
     vocabulary = train_set.vocabulary
@@ -70,17 +68,17 @@ def train(cfg: DictConfig) -> bool:
     settings = {"num_workers": cfg.train.num_workers, "accumulation": cfg.train.accumulation, "seed": cfg.seed}
     loader = build_train_loader(train_set, batch_size=cfg.train.batch_size, start_iter=start, **settings, **shard)
     val_loader = build_eval_loader(val_set, batch_size=cfg.eval.batch_size, num_workers=cfg.eval.num_workers, **shard)
-    score = partial(
-        evaluate,
-        loader=val_loader,
-        vocabulary=val_set.vocabulary,
-        predictor=instantiate(cfg.predictor),
-        evaluators=instantiate(cfg.evaluator),
-    )
+    scoring: dict[str, Any] = {
+        "vocabulary": val_set.vocabulary,
+        "predictor": instantiate(cfg.predictor),
+        "evaluators": instantiate(cfg.evaluator),
+    }
 
     checkpoints = Checkpoints(directory / "checkpoints", config=plain(cfg), keep=cfg.keep, metrics=cfg.best.metrics)
     with open_writers(cfg.logger, directory=directory, start=start, iterations=cfg.train.iterations) as writers:
-        run = Run(directory, checkpoints, writers, evaluate=score, samples=val_set, vocabulary=val_set.vocabulary)
+        run = Run(
+            directory, checkpoints, writers, partial(evaluate, loader=val_loader, **scoring), samples=val_set, **scoring
+        )
         trainer = Trainer(
             model,
             criterion=criterion,
@@ -97,11 +95,6 @@ def train(cfg: DictConfig) -> bool:
             hooks=[instantiate(hook, run=run) for hook in cfg.hooks.values() if hook is not None],
         )
         return trainer.train(start)
-
-
-def first(count: int | None, dataset: PartSegDataset) -> PartSegDataset:
-    """The first `count` images; all of them for None."""
-    return dataset if count is None else dataset.subset(range(min(count, len(dataset))))
 
 
 if __name__ == "__main__":

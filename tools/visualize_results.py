@@ -31,16 +31,16 @@ from rich.progress import track
 from partseg import api
 from partseg.data import io
 from partseg.data.dataset import PartSegDataset
-from partseg.data.mapper import EvalMapper
 from partseg.evaluation import results
-from partseg.evaluation.evaluator import Evaluator
+from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.predictions import read_prediction
 from partseg.labels import IGNORE_LABEL
+from partseg.photo_prediction import heat_picture, shrunk
 from partseg.structures import Sample
+from partseg.system import Explains
 from partseg.utils import arguments, page
 from partseg.utils.config import instantiate, stored
 from partseg.utils.files import inside, write_atomic
-from partseg.utils.prediction import heat_picture, shrunk
 
 SIDE = 560
 LARGEST_MATRIX = 120
@@ -102,7 +102,7 @@ def open_dataset(content: Mapping[str, Any], root: Path | None, plugins: Sequenc
     node = dict(content["config"]["eval_dataset"]) | ({} if root is None else {"root": str(root)})
     settings = content["config"]["eval"]
     checked = stored(node, group="dataset", plugins=plugins)
-    dataset = instantiate(checked, split=settings["split"], mapper=EvalMapper(size=1))
+    dataset = instantiate(checked, split=settings["split"])
     if settings["limit_images"] is not None:
         dataset = dataset.subset(range(min(settings["limit_images"], len(dataset))))
     if dataset.manifest_hash != content["dataset"]["manifest_hash"]:
@@ -122,8 +122,8 @@ def open_segmenter(content: Mapping[str, Any], options: Options, console: Consol
         )
         return None
     segmenter = api.load(path, plugins=options.plugins)
-    if not hasattr(segmenter.model, "pair"):
-        console.print("no attention: this model has no part and object prompts")
+    if not isinstance(segmenter.model, Explains):
+        console.print(f"no attention: {type(segmenter.model).__name__} does not show where it looked")
         return None
     return segmenter
 
@@ -141,7 +141,7 @@ def evaluators_with_predictions(content: Mapping[str, Any], folder: Path, wanted
 
 
 def score_images(
-    dataset: PartSegDataset, evaluator: Evaluator, folder: Path, *, title: str, console: Console
+    dataset: PartSegDataset, evaluator: PixelEvaluator, folder: Path, *, title: str, console: Console
 ) -> list[Scored]:
     """Images with at least one counted pixel, worst first."""
     scored = []
@@ -161,7 +161,7 @@ def score_images(
 
 
 def read_one(
-    dataset: PartSegDataset, evaluator: Evaluator, folder: Path, index: int
+    dataset: PartSegDataset, evaluator: PixelEvaluator, folder: Path, index: int
 ) -> tuple[Sample, np.ndarray, np.ndarray]:
     """(sample, truth that the protocol counts, predicted labels)."""
     sample = dataset[index]
@@ -170,7 +170,7 @@ def read_one(
 
 
 def card(
-    dataset: PartSegDataset, evaluator: Evaluator, folder: Path, one: Scored, segmenter: api.Segmenter | None
+    dataset: PartSegDataset, evaluator: PixelEvaluator, folder: Path, one: Scored, segmenter: api.Segmenter | None
 ) -> str:
     """Ground truth beside prediction beside attention."""
     sample, truth, predicted = read_one(dataset, evaluator, folder, one.index)

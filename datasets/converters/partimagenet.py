@@ -49,7 +49,7 @@ def make_jobs(root: Path, split: str) -> tuple[list[SelectionJob], dict[str, int
     if not kept:
         raise ValueError(f"{path} lists no image of the 40 classes; is it PartImageNet_Seg?")
     skipped: dict[str, int] = defaultdict(int)
-    polygons = partimagenet.read_polygons(data, kept, labels, names, skipped, path)
+    annotations = partimagenet.read_annotations(data, kept, labels, names, skipped, path)
     photos = partimagenet.find_images(root, split, sorted(kept.values()))
     jobs = []
     for image in data["images"]:
@@ -63,7 +63,7 @@ def make_jobs(root: Path, split: str) -> tuple[list[SelectionJob], dict[str, int
                 image=str(photos[stem]),
                 size=(image["height"], image["width"]) if image.get("height") and image.get("width") else None,
                 object=labels.label_objects.index(names.synsets[partimagenet.synset_of(stem)][0]),
-                parts=tuple(sorted({label for label, _ in polygons[image["id"]]})),
+                parts=tuple(sorted({annotation.label for annotation in annotations[image["id"]]})),
             )
         )
     skipped["image_without_annotations"] = sum(not job.parts for job in jobs)

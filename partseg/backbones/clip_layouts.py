@@ -1,4 +1,4 @@
-"""Names of CLIP's tensors in public checkpoints: open_clip's, and transformers' (under `clip.`, as in files built on it)."""
+"""Names of CLIP's tensors in public checkpoints: open_clip's, and transformers' (under `clip.`, if built on)."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def load_clip(backbone: ClipBackbone, source: str, *, quick_gelu: bool | None = 
     """`load_weights` for a backbone alone: CLIP's towers out of any file that holds them."""
     holder = nn.Module()
     holder.backbone = backbone
-    holder.weight_layouts = (OPEN_CLIP, HF_CLIP)
+    holder.weight_layouts = (OPEN_CLIP, HF_CLIP)  # type: ignore[assignment]
     return load_weights(holder, source, quick_gelu=quick_gelu)
 
 

@@ -154,9 +154,10 @@ def scan(name: str, root: str, splits: Sequence[str], vocabulary: str) -> layout
         findings += layout.unmatched(split, images, annotated, f"entry in {path.name}")
         records[split] = tuple(
             Record(
-                stem,
-                str(image),
-                *sizes.get(stem, (None, None)),
+                image_id=stem,
+                file_name=str(image),
+                height=sizes[stem][0] if stem in sizes else None,
+                width=sizes[stem][1] if stem in sizes else None,
                 object_part_file_name=str(parts[stem]),
                 annotations=tuple(annotated.get(stem, ())),
                 label_bits=LABEL_BITS,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from partseg.data import io
+from partseg.data import coco, io
 from partseg.data.dataset import Mapper, PartSegDataset, build
 from partseg.structures import Annotation, InstanceLevel, Phrase, Record
 from partseg.vocabulary.names import Vocabulary
@@ -20,7 +20,7 @@ from partseg.vocabulary.words import as_vocabulary
 _log = logging.getLogger(__name__)
 
 
-def coco(
+def coco_style(
     root: str | Path,
     split: str,
     *,
@@ -32,15 +32,15 @@ def coco(
     all_seen: bool = False,
     unseen_objects: Sequence[str] | None = None,
     min_score: float = 0.0,
-    name: str = "coco",
+    name: str = "coco_style",
 ) -> PartSegDataset:
     """Split of a data set whose labels are COCO JSON files.
 
-    `images` is the folder that `file_name`s are relative to and `annotations` the file, several or a glob (shards), each
-    below `root`, or per split a mapping of them; "{split}" stands for the split. Annotations may name their object with
-    `parent_id` (the id of another annotation), carry a `score`, of which `min_score` is asked, and `phrases`, a list of
-    wordings. Crowd, broken and empty annotations are left out and counted in `skipped`; images without any stay, as
-    unlabelled ones.
+    `images` is the folder that `file_name`s are relative to and `annotations` the file, several or a glob (shards),
+    each below `root`, or per split a mapping of them; "{split}" stands for the split. Annotations may name their object
+    with `parent_id` (the id of another annotation), carry a `score`, of which `min_score` is asked, and `phrases`, a
+    list of wordings. Crowd, broken and empty annotations are left out and counted in `skipped`; images without any
+    stay, as unlabelled ones.
     """
     root = Path(root).expanduser()
     labels = as_vocabulary(vocabulary).with_unseen(unseen_objects)
@@ -90,7 +90,7 @@ def _files(root: Path, names: str | Sequence[str]) -> list[Path]:
 
 
 def _records(path: Path, folder: Path, labels: Vocabulary, skipped: dict[str, int], min_score: float) -> list[Record]:
-    data = io.read_coco(path)
+    data = coco.read_coco(path)
     names = _category_labels(data.get("categories") or (), labels, path)
     by_image: dict[Any, list[Mapping[str, Any]]] = {image["id"]: [] for image in data["images"]}
     for annotation in data["annotations"]:
@@ -116,7 +116,7 @@ def _record(
             skipped["low_score"] = skipped.get("low_score", 0) + 1
             continue
         box_only = not annotation.get("segmentation") and "bbox" in annotation
-        segmentation = None if box_only else io.usable_segmentation(annotation, skipped)
+        segmentation = None if box_only else coco.usable_segmentation(annotation, skipped)
         if segmentation is None and not box_only:
             continue
         if annotation.get("phrases") and segmentation is not None:
@@ -170,7 +170,7 @@ def _category_labels(
     strange = [str(category["name"]) for category in categories if category["name"] not in known]
     if strange:
         raise ValueError(
-            f"{path}: {len(strange)} categories are neither objects nor object-parts of vocabulary {labels.name!r}, for "
+            f"{path}: {len(strange)} categories are neither objects nor object-parts of vocabulary {labels.name!r}, "
             f'example {strange[:3]}; parts are called "dog\'s head", "dog:head" or "dog head"'
         )
     return {category["id"]: known[category["name"]] for category in categories}

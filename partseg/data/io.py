@@ -85,8 +85,8 @@ def _refuse_renumbered(image: Image.Image, ids: np.ndarray, path: str | Path) ->
     other = used[colours[used, 0] != used]
     if other.size:
         raise ValueError(
-            f"label {path} has a grey palette that shows id {other[0]} as {colours[other[0], 0]}; a tool that makes PNGs "
-            "smaller has renumbered its ids: restore the original file, or write it again as plain grey"
+            f"label {path} has a grey palette that shows id {other[0]} as {colours[other[0], 0]}; a tool that makes "
+            "PNGs smaller has renumbered its ids: restore the original file, or write it again as plain grey"
         )
 
 

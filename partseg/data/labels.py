@@ -142,9 +142,9 @@ class LabelReader:
     def instances(
         self, record: Record, image: Image.Image, geometry: Geometry, maps: Maps, source: InstanceSource
     ) -> Instances:
-        """Instances of both levels in ids of the vocabulary in use; those outside it, or of the picture, are left out."""
+        """Instances of both levels in ids of the vocabulary in use; what lies outside is left out."""
         if source == "classes":
-            return self._of_classes(maps, flip=geometry.flip)
+            return self._renamed(instances_of_maps(maps.object_part, maps.object, self.theirs), flip=geometry.flip)
         if record.annotations is None:
             raise ValueError(
                 f"record {record.image_id!r} ({record.file_name}) has no annotated instances; "
@@ -153,7 +153,8 @@ class LabelReader:
         return self._of_annotations(record, image, geometry)
 
     def _of_annotations(self, record: Record, image: Image.Image, geometry: Geometry) -> Instances:
-        found, masks, boxes, place = [], [], [], {}
+        found: list[Annotation] = []
+        masks, boxes, place = [], [], {}
         for position, annotation in enumerate(record.annotations or ()):
             label = self._label(annotation.level, annotation.label, flip=geometry.flip)
             if label == IGNORE_LABEL:
@@ -173,32 +174,35 @@ class LabelReader:
         parents = [place.get(-1 if a.parent is None else a.parent, -1) for a in found]
         return _instances(found, masks, boxes, parents, geometry.size)
 
-    def _of_classes(self, maps: Maps, *, flip: bool) -> Instances:
-        found: list[Annotation] = []
-        masks, place = [], {}
-        vocabulary, names = self.theirs, self.theirs.label_objects
-        for object_id in np.unique(maps.object[maps.object < vocabulary.num_objects]).tolist():
-            label = self._label("object", names.index(vocabulary.objects[object_id]), flip=flip)
-            if label != IGNORE_LABEL:
-                place[object_id] = len(found)
-                found.append(Annotation("object", label))
-                masks.append(maps.object == object_id)
-        parents = [-1] * len(found)
-        for part in np.unique(maps.object_part[maps.object_part < len(vocabulary)]).tolist():
-            label = self._label("object_part", part, flip=flip)
-            if label != IGNORE_LABEL:
-                parents.append(place.get(int(vocabulary.object_of[part]), -1))
-                found.append(Annotation("object_part", label))
-                masks.append(maps.object_part == part)
-        size = (maps.object_part.shape[0], maps.object_part.shape[1])
-        boxes = list(boxes_of(torch.from_numpy(np.stack(masks)))) if masks else []
-        return _instances(found, masks, boxes, parents, size)
+    def _renamed(self, instances: Instances, *, flip: bool) -> Instances:
+        """Instances of the label vocabulary in ids of the vocabulary in use."""
+        levels = [INSTANCE_LEVELS[level] for level in instances.level.tolist()]
+        labels = [self._label(level, label, flip=flip) for level, label in zip(levels, instances.label.tolist())]
+        renamed = replace(instances, label=torch.tensor(labels, dtype=torch.long))
+        return renamed.select(renamed.label != IGNORE_LABEL)
 
     def _label(self, level: InstanceLevel, label: int, *, flip: bool) -> int:
         if level == "object":
             return int(self.label_object[label])
         label = int(self.part[label])
         return int(self.ours.mirror_lut[label]) if flip else label
+
+
+def instances_of_maps(object_part: np.ndarray, objects: np.ndarray, vocabulary: Vocabulary) -> Instances:
+    """Every class's pixels in two label maps as one instance; a part's parent is its object's."""
+    found: list[Annotation] = []
+    masks, place = [], {}
+    for object_id in np.unique(objects[objects < vocabulary.num_objects]).tolist():
+        place[object_id] = len(found)
+        found.append(Annotation("object", vocabulary.label_objects.index(vocabulary.objects[object_id])))
+        masks.append(objects == object_id)
+    parents = [-1] * len(found)
+    for part in np.unique(object_part[object_part < len(vocabulary)]).tolist():
+        parents.append(place.get(int(vocabulary.object_of[part]), -1))
+        found.append(Annotation("object_part", part))
+        masks.append(object_part == part)
+    boxes = list(boxes_of(torch.from_numpy(np.stack(masks)))) if masks else []
+    return _instances(found, masks, boxes, parents, (objects.shape[0], objects.shape[1]))
 
 
 def object_map(path: str, vocabulary: Vocabulary, size: tuple[int, int]) -> np.ndarray:
@@ -235,4 +239,6 @@ def _instances(
 
 
 def _mask(segmentation: object, image: Image.Image, record: Record, geometry: Geometry) -> np.ndarray:
-    return geometry.labels(coco.decode_mask(segmentation, height=image.height, width=image.width, path=record.file_name))
+    return geometry.labels(
+        coco.decode_mask(segmentation, height=image.height, width=image.width, path=record.file_name)
+    )

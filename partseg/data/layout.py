@@ -1,7 +1,7 @@
 """What lies on disk, without raising: every image with its labels, and what is missing or too many in each split.
 
-A data set's module may have a function `scan(name, root, splits, vocabulary)`, which lists all problems of its own layout
-where its loader refuses the first; data sets without one are listed by their loader.
+A data set's module may have a function `scan(name, root, splits, vocabulary)`, which lists all problems of its own
+layout where its loader refuses the first; data sets without one are listed by their loader.
 """
 
 from __future__ import annotations

@@ -46,15 +46,16 @@ class TrainMapper:
         squash      to `size` without keeping the aspect, through `short_edge` and `long_edge` first if they are given
         short_edge  the shorter side to `short_edge` (of several, a random one), the longer one at most to `long_edge`;
                     then a random window of `size`, or all of it for size=null
-        jitter      into `size` times a random factor of `scale_jitter`, keeping the aspect; then a random window of `size`
+        jitter      into `size` times a random factor of `scale_jitter`, keeping the aspect; then a random window of
+        `size`
     A window larger than the picture is filled up with `fill`. `jitter` is the strength of colour changes.
 
     Unseen objects become IGNORE_LABEL, or BACKGROUND_LABEL in object maps with `unseen_as_background` (as official).
     `label_rule` is that of `Geometry` (official: "corner"). `drop_without_parts` maps a picture on which no part label
     of the vocabulary is left to None, and the data set then draws another (official, detectron2's MapDataset).
-    `instances` adds instances to the sample. `about="object"` makes it about one object of the picture, drawn at random:
-    labels of others are left out and `given` is its mask; `about="phrase"` adds one phrase and its mask, a referring
-    expression of the record or, where it has none, one of the classes that the picture shows.
+    `instances` adds instances to the sample. `about="object"` makes it about one object of the picture, drawn at
+    random: labels of others are left out and `given` is its mask; `about="phrase"` adds one phrase and its mask, a
+    referring expression of the record or, where it has none, one of the classes that the picture shows.
     """
 
     def __init__(
@@ -182,8 +183,8 @@ class EvalMapper:
 
     Without an `input` the photo stays as it is, for those who only read labels.
 
-    `objects` is a folder with `<image id>.png` of some object segmenter, in the data set's object ids (8 or 16 bits, all
-    ones: none), which become `given`. `instances` adds instances to score against, `phrases` referring expressions.
+    `objects` is a folder with `<image id>.png` of some object segmenter, in the data set's object ids (8 or 16 bits,
+    all ones: none), which become `given`. `instances` adds instances to score against, `phrases` referring expressions.
     """
 
     def __init__(

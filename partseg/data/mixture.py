@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from partseg.data.coco import spellings
+from partseg.data.coco_style import spellings
 from partseg.data.dataset import Mapper, PartSegDataset
 from partseg.vocabulary.names import Vocabulary
 
@@ -70,7 +70,7 @@ def mixture(
         unknown = set(entry) - {"dataset", "weight", "mapper"}
         if "dataset" not in entry or unknown:
             raise ValueError(
-                f"dataset.sources.{key} must hold 'dataset' and may hold 'weight' and 'mapper', it holds {sorted(entry)}"
+                f"dataset.sources.{key} holds {sorted(entry)}; give it 'dataset' and, if wanted, 'weight', 'mapper'"
             )
         own = entry.get("mapper") or mapper
         built.append(Source(key, entry["dataset"](split=split, mapper=own, seed=seed), float(entry.get("weight", 1))))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from partseg.data.dataset import PartSegDataset
+from partseg.data.io import read_image, upright
 from partseg.engine.checkpoint import Checkpoints
 from partseg.engine.trainer import Hook, Step, Trainer
 from partseg.engine.writers import LOG, Writer
-from partseg.structures import Sample
+from partseg.evaluation.evaluator import Answer, Evaluator
+from partseg.evaluation.pixels import PixelEvaluator
+from partseg.evaluation.predictor import Predictor, device_of
+from partseg.evaluation.runner import on_device, predict_batch, told_objects
+from partseg.photo_prediction import shrunk
+from partseg.structures import EvalBatch, Sample
 from partseg.utils import distributed
 from partseg.utils.visualize import overlay, save_png, tile
 from partseg.vocabulary.names import Vocabulary
@@ -35,6 +40,8 @@ class Run:
     """Validation split, for pictures."""
     vocabulary: Vocabulary
     """The validation split's vocabulary."""
+    predictor: Predictor
+    evaluators: Mapping[str, Evaluator]
 
 
 class LogHook(Hook):
@@ -162,7 +169,7 @@ class EvalHook(Hook):
 
 
 class VisualizeHook(Hook):
-    """Draws a few validation images every `every` steps: photo, truth, and the labels that each evaluator would score."""
+    """Draws a few validation images every `every` steps: photo, truth, and the labels that each evaluator scores."""
 
     def __init__(self, run: Run, *, every: int, num_images: int = 4, max_side: int = 400) -> None:
         self.run = run
@@ -186,26 +193,25 @@ class VisualizeHook(Hook):
         training, names = model.training, self.run.vocabulary.object_parts
         model.eval()
         try:
-            found = [
-                {"truth": sample.object_part, **predicted_labels(model, sample, self.run)} for sample in samples
-            ]
+            found = [{"truth": sample.object_part, **predicted_labels(model, sample, self.run)} for sample in samples]
         finally:
             model.train(training)
         rows = []
         for sample, labels in zip(samples, found):
-            photo = np.asarray(fitted(upright(read_image(sample.file_name)), self.max_side))
-            shown = [resize_labels(each.cpu().numpy(), photo.shape[:2]) for each in labels.values()]
-            rows.append([photo, *(overlay(photo, each, names) for each in shown)])
+            photo = np.asarray(upright(read_image(sample.file_name)))
+            shown = [shrunk(photo, each.cpu().numpy(), self.max_side) for each in labels.values()]
+            rows.append([shown[0][0], *(overlay(image, each, names) for image, each in shown)])
         return rows
 
 
 def predicted_labels(model: nn.Module, sample: Sample, run: Run) -> dict[str, Tensor]:
     """The label map of each evaluator that scores one, made as the runner makes it but not counted."""
-    scored = {name: e for name, e in run.evaluators.items() if isinstance(e, PixelEvaluator)}
     device = device_of(model)
     prepared = run.predictor.prepare(model, run.vocabulary)
-    labels = {}
-    for name, evaluator in scored.items():
+    labels: dict[str, Tensor] = {}
+    for name, evaluator in run.evaluators.items():
+        if not isinstance(evaluator, PixelEvaluator):
+            continue
         told = told_objects(model, run.predictor, {name: evaluator})
         prediction = predict_batch(prepared, EvalBatch(sample.image[None], (sample,)), told=told)[0]
         answer = Answer(prediction, run.vocabulary, class_chunk=run.predictor.class_chunk)

@@ -76,7 +76,8 @@ class Counts:
         scores: dict[str, float | None] = {}
         means = self.averages()
         for key, measure in self.measures().items():
-            scores |= metrics.flat(measure.name, means[key].get(self.averaging, means[key]["present"]))
+            rule = self.averaging if self.averaging in means[key] else "present"
+            scores |= metrics.flat(measure.name, means[key][rule])
         if "accuracy" in self.metrics:
             scores["fwIoU"] = percent(metrics.fw_iou(self.confusion))
             scores["mACC"] = percent(metrics.mean_accuracy(self.confusion))

@@ -66,8 +66,15 @@ class Evaluator(Protocol):
     the objects is shown to whoever reads the prediction; a system that is itself told the objects is refused by others.
     """
 
-    words: Literal["vocabulary", "phrases"]
-    objects: Objects
+    @property
+    def words(self) -> Literal["vocabulary", "phrases"]:
+        """What the evaluator wants predictions about."""
+        ...
+
+    @property
+    def objects(self) -> Objects:
+        """What is shown of the objects."""
+        ...
 
     def reset(self, vocabulary: Vocabulary, device: torch.device | str = "cpu") -> None:
         """Start anew for a vocabulary; counts may be kept on `device`."""

@@ -1,4 +1,4 @@
-"""Phrases: how well the mask of each phrase is found. Mean and overall IoU, and the share of phrases above thresholds."""
+"""Phrases: how well the mask of each is found. Mean and overall IoU, and the share of phrases above thresholds."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def run(
 
     The model is in eval mode meanwhile and gets its mode back. Every process must call it.
     """
-    told = _told_objects(model, predictor, evaluators)
+    told = told_objects(model, predictor, evaluators)
     training = model.training
     device = device_of(model)
     for evaluator in evaluators.values():
@@ -170,9 +170,14 @@ def on_device(sample: Sample, device: torch.device) -> Sample:
     """Label maps of the sample on `device`; the image and the instances stay."""
     if sample.object_part.device == device:
         return sample
-    maps = ("object_part", "object", "num_owner", "num_foreign", "given")
-    moved = {name: getattr(sample, name) for name in maps}
-    return replace(sample, **{k: None if v is None else v.to(device, non_blocking=True) for k, v in moved.items()})
+    return replace(
+        sample,
+        object_part=sample.object_part.to(device, non_blocking=True),
+        object=sample.object.to(device, non_blocking=True),
+        num_owner=None if sample.num_owner is None else sample.num_owner.to(device, non_blocking=True),
+        num_foreign=None if sample.num_foreign is None else sample.num_foreign.to(device, non_blocking=True),
+        given=None if sample.given is None else sample.given.to(device, non_blocking=True),
+    )
 
 
 def _predict_phrases(model: nn.Module, predictor: Predictor, sample: Sample) -> Any:
@@ -183,7 +188,7 @@ def _predict_phrases(model: nn.Module, predictor: Predictor, sample: Sample) -> 
     return prepared(sample.image[None], [sample.size], regions=[whole_or_region(sample)])[0]
 
 
-def _told_objects(model: nn.Module, predictor: Predictor, evaluators: Mapping[str, Evaluator]) -> Objects:
+def told_objects(model: nn.Module, predictor: Predictor, evaluators: Mapping[str, Evaluator]) -> Objects:
     """What of the objects the network is told; ValueError where an evaluator must not know, or knows another."""
     if not evaluators:
         raise ValueError("there is nothing to evaluate: the config group `evaluator` is empty")

@@ -6,8 +6,10 @@ described in docs/detectron2.md; the numbers are those of tools/eval_net.py, int
 
 from __future__ import annotations
 
+import importlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,18 @@ from torch import Tensor, nn
 
 from partseg.data import catalog
 from partseg.data.dataset import Mapper, PartSegDataset
-from partseg.data.loader import collate
 from partseg.data.mapper import EvalMapper, TrainMapper
 from partseg.engine.checkpoint import load_model
-from partseg.evaluation import summary
-from partseg.evaluation.evaluator import Evaluator
+from partseg.evaluation.evaluator import Answer, Evaluator
+from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.predictor import Predictor, PreparedPredictor
 from partseg.evaluation.protocols import OracleObj, PredAll
 from partseg.evaluation.runner import process_image
+from partseg.geometry import InputSpec
 from partseg.labels import IGNORE_LABEL
-from partseg.losses.criterion import Criterion
-from partseg.structures import Record, Sample, Scores
+from partseg.losses.criterion import Criterion, loss_of
+from partseg.prediction import DenseScores
+from partseg.structures import Record, Sample, collate, stack_images
 from partseg.utils import distributed
 from partseg.utils.visualize import color_of
 from partseg.vocabulary.names import Vocabulary
@@ -47,7 +50,7 @@ except ImportError as error:
 
 PREFIX = "partseg_"
 SPLITS = ("train", "val")
-RECORD, SAMPLE, SCORES = "partseg_record", "partseg_sample", "partseg_scores"
+RECORD, SAMPLE, PREDICTION = "partseg_record", "partseg_sample", "partseg_prediction"
 """Keys that our mapper and model add to detectron2's dictionaries."""
 
 
@@ -87,7 +90,7 @@ class PartSegMapper:
     def of(cls, name: str, *, size: int, is_train: bool) -> PartSegMapper:
         """The usual mapper of a registered data set at `size` x `size` pixels."""
         dataset = build_dataset(name)
-        mapper: Mapper = TrainMapper(size=size) if is_train else EvalMapper(size=size)
+        mapper: Mapper = TrainMapper(size=size) if is_train else EvalMapper(InputSpec((size, size)))
         return cls(mapper, label_vocabulary=dataset.label_vocabulary, vocabulary=dataset.vocabulary)
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -119,7 +122,7 @@ class Detectron2Model(nn.Module):
     """A partseg model as a detectron2 meta-architecture: list of dictionaries in, losses or `sem_seg` out.
 
     Training returns {"loss": ...}, the criterion's sum over all processes and images as in our own trainer. Evaluation
-    returns per image `partseg_scores`, which Detectron2Evaluator reads, and with `sem_seg` the gated scores of
+    returns per image `partseg_prediction`, which Detectron2Evaluator reads, and with `sem_seg` the gated scores of
     `pred_all` at the label's size, [K + 1, h, w], background last, for detectron2's own evaluators.
     """
 
@@ -159,25 +162,21 @@ class Detectron2Model(nn.Module):
     def _losses(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         if self.criterion is None:
             raise ValueError("Detectron2Model was built without a criterion: give criterion= to train it")
-        batch = collate(samples).to(self.device)
-        layers = self.criterion.attention_layers
-        outputs = self.model(batch.images, self.train_vocabulary, attention_layers=layers)
-        own = self.criterion.counts(batch, self.train_vocabulary)
-        counts = {name: distributed.reduce_sum(count) for name, count in own.items()}
-        loss, _terms = self.criterion(outputs, batch, self.train_vocabulary, counts)
+        batch = collate(samples, vocabulary=self.train_vocabulary).to(self.device)
+        loss, _terms, _outputs = loss_of(self.model, self.criterion, batch)
         return {"loss": loss * distributed.world_size()}
 
     @torch.inference_mode()
     def _predict(self, samples: Sequence[Sample], inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if self._prepared is None:
             self._prepared = Predictor().prepare(self.model, self.vocabulary)
-        images = torch.stack([sample.image for sample in samples])
         sizes = [(int(item["height"]), int(item["width"])) for item in inputs]
+        images, regions = stack_images(samples)
         results = []
-        for scores in self._prepared(images, sizes):
-            result: dict[str, Any] = {SCORES: scores}
-            if self.sem_seg:
-                result["sem_seg"] = gated_scores(scores, self.vocabulary)
+        for prediction in self._prepared(images, sizes, regions=regions):
+            result: dict[str, Any] = {PREDICTION: prediction}
+            if self.sem_seg and isinstance(prediction, DenseScores):
+                result["sem_seg"] = gated_scores(prediction.cropped(), self.vocabulary)
             results.append(result)
         return results
 
@@ -190,7 +189,7 @@ class Detectron2Evaluator(DatasetEvaluator):
 
     def __init__(self, vocabulary: Vocabulary, *, evaluators: Mapping[str, Evaluator] | None = None) -> None:
         self.vocabulary = vocabulary
-        self.evaluators = dict(evaluators or {p.name: Evaluator(p) for p in (OracleObj(), PredAll())})
+        self.evaluators = dict(evaluators or {p.name: PixelEvaluator(p) for p in (OracleObj(), PredAll())})
 
     def reset(self) -> None:
         """Start counting."""
@@ -200,24 +199,26 @@ class Detectron2Evaluator(DatasetEvaluator):
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Count a batch."""
         for item, output in zip(inputs, outputs, strict=True):
-            if SCORES not in output:
-                raise KeyError(f"outputs lack {SCORES!r}; Detectron2Evaluator scores the outputs of Detectron2Model")
-            scores: Scores = output[SCORES]
-            on_cpu = Scores(
-                scores.object_part.cpu(), None if scores.object is None else scores.object.cpu(), scores.size
-            )
-            process_image(on_cpu, _sample(item), self.evaluators)
+            if PREDICTION not in output:
+                raise KeyError(
+                    f"outputs lack {PREDICTION!r}; Detectron2Evaluator scores the outputs of Detectron2Model"
+                )
+            prediction = output[PREDICTION]
+            if isinstance(prediction, DenseScores):
+                objects = None if prediction.object is None else prediction.object.cpu()
+                prediction = replace(prediction, object_part=prediction.object_part.cpu(), object=objects)
+            process_image(Answer(prediction, self.vocabulary), _sample(item), self.evaluators)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Scores of all processes together; every process must call it. Undefined scores are left out."""
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
         for name, evaluator in self.evaluators.items():
-            scores = summary.flat_scores(evaluator.evaluate(), self.vocabulary)
+            scores = evaluator.evaluate().scores()
             results[name] = {key: value for key, value in scores.items() if value is not None}
         return results
 
 
-def gated_scores(scores: Scores, vocabulary: Vocabulary) -> Float[Tensor, "K+1 h w"]:
+def gated_scores(scores: DenseScores, vocabulary: Vocabulary) -> Float[Tensor, "K+1 h w"]:
     """Sigmoid scores at full size with `pred_all`'s gate applied, so that their argmax is its label map.
 
     Makes the full volume (K + 1) * h * w; our own evaluator does not need it.
@@ -257,7 +258,8 @@ def _register(name: str, split: str, root: Path) -> str:
     def dictionaries() -> list[dict[str, Any]]:
         return [_dictionary(record) for record in catalog.get(name, split=split, data_root=root).records]
 
-    vocabulary, label_bits = catalog.describe(name)
+    module = importlib.import_module(str(catalog.node(name)["_target_"]).rpartition(".")[0])
+    label_bits = getattr(module, "LABEL_BITS", 8)
     DatasetCatalog.register(registered, dictionaries)
     MetadataCatalog.get(registered).set(
         partseg_dataset=name,
@@ -265,7 +267,7 @@ def _register(name: str, split: str, root: Path) -> str:
         partseg_root=str(root),
         evaluator_type="partseg",
         ignore_label=255 if label_bits == 8 else IGNORE_LABEL,
-        **_class_names(vocabulary),
+        **_class_names(catalog.vocabulary(name)),
     )
     return registered
 

@@ -70,7 +70,7 @@ def hints(vocabulary: Vocabulary) -> tuple[str, ...]:
 
     CLIP would read "dog dog's head", and traffic_light as it stands. Shipped vocabularies mean what they say.
     """
-    if vocabulary.name in SHIPPED:
+    if vocabulary.name in shipped_names():
         return ()
     found = []
     for owner, part in vocabulary.pairs:

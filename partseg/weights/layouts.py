@@ -1,4 +1,4 @@
-"""How a family of checkpoint files names its tensors, and how ours come out of them. Each system lists its own layouts."""
+"""How a family of checkpoint files names its tensors, and how ours come of them. Each system lists its own layouts."""
 
 from __future__ import annotations
 

@@ -8,14 +8,14 @@ import zlib
 
 import numpy as np
 import pytest
+from partseg.data.prepare import ade20k, partimagenet
+from partseg.data.prepare.cli import run_main
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from partseg.data import catalog, coco, io
 from partseg.data.images import read_photo
 from partseg.data.mapper import EvalMapper, TrainMapper
-from partseg.data.prepare import ade20k, partimagenet
-from partseg.data.prepare.cli import run_main
 from partseg.evaluation import results
 from partseg.structures import Record
 from partseg.vocabulary import Vocabulary

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from partseg.models.sources import read_weights
 from torch import nn
 
 import partseg
 from partseg.engine.checkpoint import init_from
 from partseg.evaluation import results
-from partseg.models.sources import read_weights
 from partseg.utils import archive
 from partseg.utils.config import compose, instantiate
 from partseg.utils.files import sha256_of

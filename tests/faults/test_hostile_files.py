@@ -17,13 +17,13 @@ import open_clip
 import pytest
 import torch
 from omegaconf import OmegaConf
+from partseg.models.backbone import clip_config
 from PIL import Image
 
 import partseg
 from partseg.engine import checkpoint
 from partseg.evaluation.predictions import PredictionWriter, prediction_path
 from partseg.models import convert
-from partseg.models.backbone import clip_config
 from partseg.structures import Sample
 from partseg.utils import config
 

@@ -4,9 +4,9 @@ import logging
 import time
 
 import pytest
+from partseg.utils.words import SHIPPED, as_vocabulary, hints, vocabulary_of_text
 
 from partseg.utils import page
-from partseg.utils.words import SHIPPED, as_vocabulary, hints, vocabulary_of_text
 from partseg.vocabulary import Vocabulary
 
 TEN = ",".join(["{}"] * 10)

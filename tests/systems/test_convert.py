@@ -8,9 +8,9 @@ import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
-from partseg.models import sources
 
 from partseg.backbones.clip_vit import ClipBackbone, clip_config
+from partseg.models import sources
 from partseg.systems.clipseg.decoder import DecoderShape
 from partseg.systems.clipseg.network import ClipSeg
 from partseg.systems.part_clipseg.network import PartClipSeg

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from partseg.models import layers
 from torch import nn
 
+from partseg.models import layers
 from partseg.systems.clipseg.layers import FeedForward, MaskHead, over_prompts
 
 

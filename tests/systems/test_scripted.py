@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
-
 from partseg.models.backbone import build_clip
 from partseg.models.scripted import is_scripted, scripted_state
+from torch import nn
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
 

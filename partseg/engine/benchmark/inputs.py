@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from partseg.data.labels import instances_of_maps
+from partseg.geometry import InputSpec, Size
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
-from partseg.structures import Batch, Sample
+from partseg.structures import Batch, Sample, collate
 from partseg.vocabulary.names import Vocabulary
 
 OBJECTS_PER_IMAGE = 3
@@ -15,11 +17,21 @@ LARGEST_PARTS = 6
 
 
 def random_sample(
-    vocabulary: Vocabulary, *, image_size: int, label_size: tuple[int, int] | None = None, seed: int = 0
+    vocabulary: Vocabulary,
+    *,
+    input: InputSpec,
+    label_size: Size | None = None,
+    instances: bool = False,
+    phrases: bool = False,
+    seed: int = 0,
 ) -> Sample:
-    """Noise as image; three ellipses, cut into the parts of their object, and a void strip as labels."""
+    """Noise as image; three ellipses, cut into the parts of their object, and a void strip as labels.
+
+    Without `label_size` labels are at network size, as in training. `instances` and `phrases` (one) are made from them.
+    """
     rng = np.random.default_rng(seed)
-    height, width = label_size or (image_size, image_size)
+    size = input.geometry(*(label_size or input.size)).size
+    height, width = label_size or size
     object_part = np.full((height, width), IGNORE_LABEL, np.int32)
     objects = np.full((height, width), BACKGROUND_LABEL, np.int32)
     count = min(OBJECTS_PER_IMAGE, vocabulary.num_objects)
@@ -34,17 +46,26 @@ def random_sample(
         object_part[inside] = parts[nearest[inside]]
     objects[: height // 50] = IGNORE_LABEL
     object_part[: height // 50] = IGNORE_LABEL
-    image = rng.integers(0, 256, (3, image_size, image_size), dtype=np.uint8)
+    image = rng.integers(0, 256, (3, *size), dtype=np.uint8)
     name = f"random {seed}"
-    return Sample(torch.from_numpy(image), torch.from_numpy(object_part), torch.from_numpy(objects), name, name)
-
-
-def random_batch(vocabulary: Vocabulary, *, batch_size: int, image_size: int, seed: int = 0) -> Batch:
-    """A training batch of `random_sample`s."""
-    samples = [random_sample(vocabulary, image_size=image_size, seed=seed * batch_size + i) for i in range(batch_size)]
-    return Batch(
-        images=torch.stack([s.image for s in samples]),
-        object_part=torch.stack([s.object_part for s in samples]),
-        object=torch.stack([s.object for s in samples]),
-        names=tuple(s.name for s in samples),
+    some = int(rng.choice(object_part[object_part != IGNORE_LABEL]))
+    phrase = (vocabulary.prompts("object_part")[some], torch.from_numpy(object_part == some))
+    return Sample(
+        image=torch.from_numpy(image),
+        object_part=torch.from_numpy(object_part),
+        object=torch.from_numpy(objects),
+        name=name,
+        file_name=name,
+        instances=instances_of_maps(object_part, objects, vocabulary) if instances else None,
+        phrases=(phrase,) if phrases else (),
+        given=torch.from_numpy(objects) if input.needs_object else None,
     )
+
+
+def random_batch(vocabulary: Vocabulary, *, batch_size: int, input: InputSpec, seed: int = 0) -> Batch:
+    """A training batch of `random_sample`s with everything that some system may train on."""
+    samples = [
+        random_sample(vocabulary, input=input, instances=True, phrases=True, seed=seed * batch_size + i)
+        for i in range(batch_size)
+    ]
+    return collate(samples, vocabulary=vocabulary, source="random")

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from partseg.data.loader import build_train_loader
 from partseg.engine.benchmark.cost import made_up_vocabulary
@@ -104,18 +103,17 @@ def training_step(config: DictConfig, case: Case) -> TrainStep:
     """Model, criterion, optimizer and a random batch of the case."""
     env.seed_everything(config.seed)
     device = device_of(config)
-    model: nn.Module = instantiate(config.model).to(device)
+    model = instantiate(config.model).to(device)
     if config.train.compile:
         model.compile()
     vocabulary = vocabulary_of(config, case.num_classes, training=True)
-    batch = random_batch(vocabulary, batch_size=case.batch_size, image_size=config.model.image_size)
+    batch = random_batch(vocabulary, batch_size=case.batch_size, input=model.input)
     share = config.train.prompt_share
     return TrainStep(
         model,
         criterion=instantiate(config.criterion),
         optimizer=instantiate(config.optimizer, model=model),
         batch=batch.pin_memory() if device.type == "cuda" else batch,
-        vocabulary=vocabulary,
         clip_norm=config.train.clip_norm,
         precision=config.train.precision,
         prompt_sampling=None if share is None else PromptSampling(share=share, seed=config.seed),
@@ -129,7 +127,7 @@ def time_training(config: DictConfig, case: Case, unit: Unit) -> dict[str, Any]:
     figures = interleave(step, unit, repeats=config.bench.repeats, warmup=config.bench.warmup)
     if config.bench.trace is not None:
         trace(step, Path(config.bench.trace))
-    return {"batch_size": case.batch_size, **size_of(step.vocabulary), **figures}
+    return {"batch_size": case.batch_size, **size_of(step.batch.vocabulary), **figures}
 
 
 def time_evaluation(config: DictConfig, num_classes: int | None, unit: Unit) -> dict[str, Any]:
@@ -137,11 +135,12 @@ def time_evaluation(config: DictConfig, num_classes: int | None, unit: Unit) -> 
     env.seed_everything(config.seed)
     vocabulary = vocabulary_of(config, num_classes, training=False)
     height, width = config.bench.label_size
+    model = instantiate(config.model).to(device_of(config))
     image = EvaluateImage(
-        instantiate(config.model).to(device_of(config)),
+        model,
         predictor=instantiate(config.predictor),
         evaluators=instantiate(config.evaluator),
-        sample=random_sample(vocabulary, image_size=config.model.image_size, label_size=(height, width)),
+        sample=random_sample(vocabulary, input=model.input, label_size=(height, width)),
         vocabulary=vocabulary,
         clock=unit.clock,
     )
@@ -203,7 +202,7 @@ def in_child(function: Any, config: DictConfig, case: Case) -> dict[str, Any]:
 
 def _saved(config: Mapping[str, Any], case: Case) -> dict[str, Any]:
     step = _child_step(config, case)
-    count = saved_bytes(lambda: step.loss(Stopwatch(step.clock)), model=step.model)
+    count = saved_bytes(step.loss, model=step.model)
     return {"saved_for_backward": count}
 
 

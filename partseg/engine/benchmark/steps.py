@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import repeat
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from partseg.engine.benchmark.timing import Clock, Phases, Stopwatch
 from partseg.engine.prompts import PromptSampling
-from partseg.evaluation.evaluator import Evaluator
+from partseg.engine.trainer import Trainer
+from partseg.evaluation.evaluator import Answer, Evaluator
 from partseg.evaluation.predictor import Predictor
-from partseg.evaluation.runner import process_image
-from partseg.losses.criterion import Criterion, check_finite
+from partseg.evaluation.runner import on_device, predict_batch, process_image, told_objects
+from partseg.losses.criterion import Criterion
 from partseg.losses.term import LossInputs, Term
-from partseg.structures import Batch, Sample
+from partseg.structures import Batch, EvalBatch, Sample
+from partseg.system import Prompts, Words
 from partseg.vocabulary.names import Vocabulary
 
 
 class TrainStep:
-    """What engine/trainer.py does in one step of one micro-batch, with a stopwatch in between.
-
-    The text tower is run apart from the rest of the network, which changes nothing but the bookkeeping.
-    """
+    """The trainer's own step on one batch over and over, with a stopwatch around its phases."""
 
     def __init__(
         self,
@@ -34,58 +34,66 @@ class TrainStep:
         criterion: Criterion,
         optimizer: torch.optim.Optimizer,
         batch: Batch,
-        vocabulary: Vocabulary,
         clip_norm: float | None,
         precision: Literal["fp32", "bf16"],
         prompt_sampling: PromptSampling | None = None,
         clock: Clock,
     ) -> None:
         self.model = model.train()
-        self.criterion = criterion
-        self.optimizer = optimizer
         self.batch = batch
-        self.vocabulary = vocabulary
-        self.clip_norm = float("inf") if clip_norm is None else clip_norm
-        self.precision = precision
-        self.prompt_sampling = prompt_sampling
-        self.iteration = 0
         self.clock = clock
         self.device = clock.device
+        self.watch = Stopwatch(clock)
+        self._time_text(model)
+        self.trainer = Trainer(
+            model,
+            criterion=Criterion(terms=self._timed(criterion), normalise=criterion.normalise),
+            optimizer=optimizer,
+            schedule=lambda _: 1.0,
+            loader=repeat(batch),
+            vocabulary=batch.vocabulary,
+            iterations=1,
+            clip_norm=clip_norm,
+            precision=precision,
+            prompt_sampling=prompt_sampling,
+            phase=self.phase,
+        )
 
     def __call__(self) -> Phases:
         """One step; seconds per phase."""
-        watch = Stopwatch(self.clock)
-        loss = self.loss(watch)
-        loss.backward()
-        watch.lap("backward")
-        clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        watch.lap("optimiser")
-        return watch.stop()
+        self.watch = Stopwatch(self.clock)
+        self.trainer.step(repeat(self.batch))
+        self.trainer.iteration += 1
+        self.watch.lap("rest")
+        return self.watch.stop()
 
-    def loss(self, watch: Stopwatch) -> Tensor:
-        """Forward pass and criterion."""
-        batch = self.batch.to(self.device, non_blocking=True)
-        watch.lap("transfer")
-        vocabulary = self.vocabulary
-        if self.prompt_sampling is not None:
-            vocabulary, (batch,) = self.prompt_sampling([batch], vocabulary, iteration=self.iteration)
-            self.iteration += 1
-            watch.lap("prompt sampling")
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            text = self.model.encode_text(vocabulary)  # type: ignore[operator]
-            watch.lap("text tower")
-            layers = self.criterion.attention_layers
-            outputs = self.model(batch.images, vocabulary, text=text, attention_layers=layers)
-        watch.lap("network")
-        counts = self.criterion.counts(batch, vocabulary)
-        watch.lap("loss counts")
-        timed = Criterion(terms=_timed(self.criterion, watch), normalise=self.criterion.normalise)
-        loss, terms = timed(outputs, batch, vocabulary, counts)
-        check_finite(loss, terms, iteration=0, names=batch.names)
-        watch.lap("loss rest")
-        return loss
+    def loss(self) -> Tensor:
+        """Forward pass and criterion alone."""
+        batch = self.batch.to(self.device)
+        return self.trainer.loss(batch, self.trainer.reduce_counts([batch]))[0]
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time of a part of the step."""
+        self.watch.lap("rest")
+        yield
+        self.watch.lap(name)
+
+    def _time_text(self, model: nn.Module) -> None:
+        """The text tower runs inside the network; its share is timed where the system calls it."""
+        encode = model.encode_text
+
+        def timed(words: Words) -> Prompts:
+            self.watch.lap("network")
+            prompts: Prompts = encode(words)  # type: ignore[operator]
+            self.watch.lap("text tower")
+            return prompts
+
+        model.encode_text = timed  # type: ignore[assignment]
+
+    def _timed(self, criterion: Criterion) -> dict[str, dict[str, object]]:
+        terms = {name: _TimedTerm(name, term, self) for name, term in criterion.terms.items()}
+        return {name: {"weight": criterion.weights[name], "term": term} for name, term in terms.items()}
 
 
 @dataclass(frozen=True)
@@ -94,29 +102,20 @@ class _TimedTerm:
 
     name: str
     term: Term
-    watch: Stopwatch
-
-    @property
-    def attention_layers(self) -> tuple[int, ...]:
-        return self.term.attention_layers
+    step: TrainStep
 
     @property
     def reads(self) -> tuple[str, ...]:
         return self.term.reads
 
-    def counts(self, batch: Batch, vocabulary: Vocabulary) -> dict[str, Tensor]:
-        return self.term.counts(batch, vocabulary)
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return self.term.counts(batch)
 
     def __call__(self, inputs: LossInputs, counts: Mapping[str, Tensor]) -> Tensor:
-        self.watch.lap("loss rest")
+        self.step.watch.lap("loss")
         value = self.term(inputs, counts)
-        self.watch.lap(f"loss {self.name}")
+        self.step.watch.lap(f"loss {self.name}")
         return value
-
-
-def _timed(criterion: Criterion, watch: Stopwatch) -> dict[str, dict[str, object]]:
-    weights = criterion.weights
-    return {n: {"weight": weights[n], "term": _TimedTerm(n, term, watch)} for n, term in criterion.terms.items()}
 
 
 class EvaluateImage:
@@ -136,6 +135,8 @@ class EvaluateImage:
         self.device = clock.device
         self.prepared = predictor.prepare(model.eval(), vocabulary)
         self.evaluators = evaluators
+        self.vocabulary = vocabulary
+        self.told = told_objects(model, predictor, evaluators)
         self.class_chunk = predictor.class_chunk
         self.sample = sample
         for evaluator in evaluators.values():
@@ -144,13 +145,10 @@ class EvaluateImage:
     def __call__(self) -> Phases:
         """One image; seconds per phase."""
         watch = Stopwatch(self.clock)
-        sample = self.sample
-        height, width = sample.object_part.shape
-        objects = [i for i in sample.object.unique().tolist() if i < self.prepared.vocabulary.num_objects]
-        scores = self.prepared(sample.image[None], [(height, width)], objects=objects)[0]
+        batch = EvalBatch(self.sample.image[None], (self.sample,))
+        prediction = predict_batch(self.prepared, batch, told=self.told)[0]
         watch.lap("network")
-        object_part, obj = sample.object_part.to(self.device), sample.object.to(self.device)
-        on_device = replace(sample, object_part=object_part, object=obj)
-        process_image(scores, on_device, self.evaluators, class_chunk=self.class_chunk)
+        answer = Answer(prediction, self.vocabulary, class_chunk=self.class_chunk)
+        process_image(answer, on_device(self.sample, self.device), self.evaluators)
         watch.lap("post-processing")
         return watch.stop()

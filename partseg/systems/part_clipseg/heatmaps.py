@@ -11,13 +11,13 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import nn
 
-from partseg.geometry import Geometry, to_tensor
-from partseg.labels import IGNORE_LABEL
-from partseg.losses.criterion import Criterion
-from partseg.structures import Batch, Outputs
+from partseg.geometry import to_tensor
+from partseg.labels import IGNORE_LABEL, resize_labels
+from partseg.losses.criterion import Criterion, loss_of
+from partseg.photo_prediction import heat_picture
+from partseg.structures import Batch
 from partseg.systems.part_clipseg.attention_maps import MaskAttention, masked_attention, smooth
 from partseg.systems.part_clipseg.losses import Enhancement, Separation
-from partseg.utils.prediction import heat_picture
 from partseg.utils.visualize import overlay
 from partseg.vocabulary.names import Vocabulary
 
@@ -50,28 +50,25 @@ def heatmaps(
 ) -> Heatmaps:
     """Maps and term values of one picture under a network with part and object prompts; `layer` None is the last."""
     layer = len(model.decoder.layers) - 1 if layer is None else layer  # type: ignore[arg-type,union-attr]
-    size = int(model.image_size)  # type: ignore[arg-type]
     width, height = picture.picture.size
-    shown = to_tensor(Geometry((0, 0, width, height), ((size, size),)).image(picture.picture), channel_order="rgb")
-    object_part, objects = (torch.from_numpy(nearest(m, (size, size))) for m in (picture.object_part, picture.object))
-    batch = Batch(shown[None], object_part[None], objects[None], (picture.name,))
-    batch = batch.to(next(model.parameters()).device)
-    outputs = model(batch.images, picture.vocabulary, attention_layers=(layer,))
-    return measure(outputs, batch, picture.vocabulary, options=MaskAttention(layers=(layer,)), gamma=gamma, sigma=sigma)
+    geometry = model.input.geometry(height, width)  # type: ignore[union-attr,operator]
+    object_part, objects = (torch.from_numpy(geometry.labels(m)) for m in (picture.object_part, picture.object))
+    shown = to_tensor(geometry.image(picture.picture))
+    batch = Batch(shown[None], object_part[None], objects[None], (picture.name,), picture.vocabulary)
+    options = MaskAttention(layers=(layer,))
+    return measure(model, batch.to(next(model.parameters()).device), options=options, gamma=gamma, sigma=sigma)
 
 
 @torch.no_grad()
-def measure(
-    outputs: Outputs, batch: Batch, vocabulary: Vocabulary, *, options: MaskAttention, gamma: float, sigma: float
-) -> Heatmaps:
+def measure(model: nn.Module, batch: Batch, *, options: MaskAttention, gamma: float, sigma: float) -> Heatmaps:
     """Maps and term values of a batch of one image with the masks of its labels."""
     terms = {
         "separation": Separation(maps=options, gamma=gamma, smoothing_sigma=sigma, surrogate="none"),
         "enhancement": Enhancement(maps=options, smoothing_sigma=sigma),
     }
     criterion = Criterion(terms={name: {"weight": 1.0, "term": term} for name, term in terms.items()})
-    _, values = criterion(outputs, batch, vocabulary, criterion.counts(batch, vocabulary))
-    found = masked_attention(outputs.attention, batch.object_part, vocabulary=vocabulary, options=options)
+    _, values, outputs = loss_of(model, criterion, batch)
+    found = masked_attention(outputs.attention, batch.object_part, vocabulary=batch.vocabulary, options=options)
     smoothed = smooth(found.maps, sigma)
     peaks = (smoothed.flatten(1) * (found.weights > 0)).amax(1)
     return Heatmaps(
@@ -103,7 +100,7 @@ def cells(
     scale = side / max(picture.picture.size)
     width, height = (max(1, round(n * scale)) for n in picture.picture.size)
     image = np.asarray(picture.picture.resize((width, height)))
-    labels = nearest(picture.object_part, (height, width))
+    labels = resize_labels(picture.object_part, (height, width))
     names = picture.vocabulary.object_parts
     found: list[tuple[np.ndarray, str]] = []
     for row, label in enumerate(columns[0][1].labels):
@@ -113,9 +110,3 @@ def cells(
         for title, column in columns:
             found.append((heat_picture(image, column.maps[row]), f"{title}: {column.peaks[row]:.3f}"))
     return found
-
-
-def nearest(labels: Int[np.ndarray, "h w"], size: tuple[int, int]) -> Int[np.ndarray, "H W"]:
-    """Label map at another size."""
-    rows, columns = (np.arange(n) * full // n for n, full in zip(size, labels.shape))
-    return np.ascontiguousarray(labels[rows][:, columns])

@@ -1,4 +1,4 @@
-"""What a prediction gives back: the label map, and segments, pictures and files made from it on demand."""
+"""What a photo's prediction gives back: the label map, and segments, pictures and files made from it on demand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ from jaxtyping import Float, Int, UInt8, UInt16
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from partseg.labels import IGNORE_LABEL
+from partseg.labels import IGNORE_LABEL, resize_labels
+from partseg.prediction import Segments
+from partseg.structures import INSTANCE_LEVELS, InstanceLevel
+from partseg.system import Words
 from partseg.utils import visualize
 from partseg.utils.files import json_bytes, write_atomic
 from partseg.vocabulary.names import Vocabulary
@@ -26,10 +30,12 @@ _NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
 
 @dataclass(frozen=True)
 class Segment:
-    """All pixels of one object-part class in one image.
+    """All pixels of one class in one image, or of one instance where the system finds instances, or of a phrase.
 
     `rle` is COCO's compressed run-length encoding with text counts; `box` is left, top, width, height in pixels;
-    `score` is the mean probability of the class over its pixels, None unless scores were asked for.
+    `score` is the instance's, or the mean probability of the class over its pixels, None unless scores were asked for.
+    `label` is the class's position, or that of an object in `label_objects`; -1 for segments without a class. `parent`
+    is the position of a part's object among the photo's segments.
     """
 
     name: str
@@ -38,6 +44,8 @@ class Segment:
     box: tuple[int, int, int, int]
     rle: dict[str, object]
     score: float | None = None
+    level: InstanceLevel = "object_part"
+    parent: int | None = None
 
     def mask(self) -> np.ndarray:
         """bool [h, w]."""
@@ -45,37 +53,50 @@ class Segment:
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
-    """Label map of one photo: 0..K-1 are object-parts, K is background, so `names[labels[y, x]]` names a pixel.
+class PhotoPrediction:
+    """Label map of one photo: 0..K-1 are `classes`, K is background, so `names[labels[y, x]]` names a pixel.
 
+    `classes` are the object-parts of the vocabulary, the phrases, or "segment 1" and so on where a system names
+    nothing. `instances` are the segments of systems that find instances or masks of phrases, which may overlap.
     `logits` [K+1, H, W] at network size are kept on request; `attention` maps the name of each part that was found to
     where the network looked for it (token grid, mean over the part's pixels).
     """
 
     labels: Int[np.ndarray, "h w"]
     image: UInt8[np.ndarray, "h w 3"]
-    vocabulary: Vocabulary
+    words: Words
+    classes: tuple[str, ...]
     name: str
     source: str
     protocol: str
     notes: tuple[str, ...] = ()
+    instances: tuple[Segment, ...] | None = None
     logits: Float[np.ndarray, "K+1 H W"] | None = None
     attention: Mapping[str, Float[np.ndarray, "rows columns"]] = field(default_factory=dict)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words, where they are a vocabulary; TypeError for phrases."""
+        if not isinstance(self.words, Vocabulary):
+            raise TypeError(f"{self.name} was predicted for phrases, not for a vocabulary")
+        return self.words
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Display names ("dog's head") in label order, background last."""
-        return (*self.vocabulary.object_parts, BACKGROUND)
+        return (*self.classes, BACKGROUND)
 
     @cached_property
     def found(self) -> tuple[int, ...]:
-        """Object-part labels that occur, ascending."""
+        """Labels that occur, ascending."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.names))
         return tuple(np.flatnonzero(counts[:-1]).tolist())
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
-        """One segment per object-part found, largest first."""
+        """The instances, best first, or one segment per class found, largest first."""
+        if self.instances is not None:
+            return self.instances
         return tuple(sorted((self._segment(label) for label in self.found), key=lambda s: (-s.area, s.label)))
 
     def score_map(self, name: str) -> Float[np.ndarray, "h w"]:
@@ -96,7 +117,7 @@ class Prediction:
     def picture(self, *, alpha: float = 0.55, max_side: int | None = 1600) -> UInt8[np.ndarray, "h w 3"]:
         """Overlay with the legend of the parts found at its right."""
         shown = self.overlay(alpha=alpha, max_side=max_side)
-        names = [segment.name for segment in self.segments] or ["nothing found"]
+        names = [self.names[label] for label in self.found] or ["nothing found"]
         rows = max(1, shown.shape[0] // 20)
         legend = visualize.legend(names, columns=-(-len(names) // rows), font_size=14)
         sheet = Image.new("RGB", (shown.shape[1] + legend.shape[1], max(shown.shape[0], legend.shape[0])), "white")
@@ -106,7 +127,7 @@ class Prediction:
 
     def file_labels(self) -> UInt16[np.ndarray, "h w"]:
         """uint16 ids as tools/eval_net.py stores them: background is 65535, whatever the number of classes."""
-        return np.where(self.labels == len(self.vocabulary), IGNORE_LABEL, self.labels).astype(np.uint16)
+        return np.where(self.labels == len(self.classes), IGNORE_LABEL, self.labels).astype(np.uint16)
 
     def to_dict(self) -> dict[str, object]:
         """Everything but pixels, ready for JSON: size, words, notes, and the segments as COCO annotations."""
@@ -117,17 +138,7 @@ class Prediction:
             "protocol": self.protocol,
             "notes": list(self.notes),
             "names": list(self.names),
-            "segments": [
-                {
-                    "name": s.name,
-                    "label": s.label,
-                    "area": s.area,
-                    "bbox": list(s.box),
-                    "segmentation": s.rle,
-                    **({} if s.score is None else {"score": round(s.score, 4)}),
-                }
-                for s in self.segments
-            ],
+            "segments": [{"name": s.name, "label": s.label, **_annotation(s)} for s in self.segments],
         }
 
     def save(self, folder: str | Path, *, stem: str | None = None, max_side: int | None = 1600) -> list[Path]:
@@ -144,7 +155,7 @@ class Prediction:
         write_atomic(paths[2], json_bytes(self.to_dict(), indent=1))
         return paths
 
-    def without_pixels(self) -> Prediction:
+    def without_pixels(self) -> PhotoPrediction:
         """A copy that holds segments, names and notes but no pictures: a few kilobytes, to be kept by the thousand."""
         empty = replace(
             self, labels=np.broadcast_to(np.int32(0), self.labels.shape), image=_NO_IMAGE, logits=None, attention={}
@@ -164,18 +175,8 @@ class Prediction:
 
     def _segment(self, label: int) -> Segment:
         mask = self.labels == label
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        top, left = int(rows[0]), int(columns[0])
-        rle = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
         score = None if self.logits is None else float(self.score_map(self.names[label])[mask].mean())
-        return Segment(
-            name=self.names[label],
-            label=label,
-            area=int(mask.sum()),
-            box=(left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1),
-            rle={"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
-            score=score,
-        )
+        return segment_of_mask(mask, name=self.names[label], label=label, score=score)
 
 
 def heat_picture(image: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "r c"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -194,34 +195,92 @@ def shrunk(image: np.ndarray, labels: np.ndarray, max_side: int | None) -> tuple
     if max_side is None or max(height, width) <= max_side:
         return image, labels
     scale = max_side / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    rows, columns = ((2 * np.arange(n) + 1) * full // (2 * n) for n, full in ((size[1], height), (size[0], width)))
-    small = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
-    return np.asarray(small), labels[rows][:, columns]
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    small = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return np.asarray(small), resize_labels(labels, size)
 
 
-def coco_document(predictions: Sequence[Prediction], vocabulary: Vocabulary) -> dict[str, object]:
-    """A COCO file's content: ids count from 1, categories are in label order with the object as their group."""
-    categories = [
-        {"id": k + 1, "name": name, "supercategory": owner}
-        for k, (name, (owner, _)) in enumerate(zip(vocabulary.object_parts, vocabulary.pairs))
+def segments_of(found: Segments, vocabulary: Vocabulary) -> tuple[Segment, ...]:
+    """Instances with their names, best first; those without a class are called "segment 1" and so on."""
+    levels: list[InstanceLevel] = [INSTANCE_LEVELS[max(i, 0)] for i in found.level.tolist()]
+    names = {"object_part": vocabulary.object_parts, "object": vocabulary.label_objects}
+    areas = coco_mask.area(list(found.rles)) if found.rles else []
+    segments = []
+    for i, (level, label, rle) in enumerate(zip(levels, found.label.tolist(), found.rles)):
+        left, top, right, bottom = (round(float(value)) for value in found.boxes[i])
+        segments.append(
+            Segment(
+                name=f"segment {i + 1}" if label < 0 else names[level][label],
+                label=label,
+                area=int(areas[i]),
+                box=(left, top, right - left, bottom - top),
+                rle=_text_rle(rle),
+                score=float(found.scores[i]),
+                level=level,
+                parent=int(found.parent[i]) if found.parent[i] >= 0 else None,
+            )
+        )
+    return tuple(segments)
+
+
+def segment_of_mask(mask: np.ndarray, *, name: str, label: int, score: float | None = None) -> Segment:
+    """A segment of a mask that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, left = int(rows[0]), int(columns[0])
+    return Segment(
+        name=name,
+        label=label,
+        area=int(mask.sum()),
+        box=(left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1),
+        rle=_text_rle(coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))),
+        score=score,
+    )
+
+
+def coco_document(predictions: Sequence[PhotoPrediction], words: Words) -> dict[str, object]:
+    """A COCO file's content: ids count from 1; object-parts (with their object as group) or phrases, then objects.
+
+    Segments without a class are of category 0, "part". data/coco_style.py reads it as labels.
+    """
+    if isinstance(words, Vocabulary):
+        owners = [owner for owner, _ in words.pairs]
+        names = [*zip(words.object_parts, owners), *((name, name) for name in words.label_objects)]
+        first_object = len(words) + 1
+    else:
+        names, first_object = [(text, "phrase") for text in words.texts], 0
+    categories: list[dict[str, Any]] = [
+        {"id": k, "name": name, "supercategory": group} for k, (name, group) in enumerate(names, 1)
     ]
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
     for number, prediction in enumerate(predictions, 1):
         height, width = prediction.labels.shape
         images.append({"id": number, "file_name": prediction.source, "height": height, "width": width})
+        first = len(annotations) + 1
         for segment in prediction.segments:
+            category = segment.label + (first_object if segment.level == "object" else 1)
+            parent = {} if segment.parent is None else {"parent_id": first + segment.parent}
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": number,
-                    "category_id": segment.label + 1,
-                    "segmentation": segment.rle,
-                    "area": segment.area,
-                    "bbox": list(segment.box),
+                    "category_id": 0 if segment.label < 0 else category,
+                    **_annotation(segment),
                     "iscrowd": 0,
-                    **({} if segment.score is None else {"score": round(segment.score, 4)}),
+                    **parent,
                 }
             )
+    if any(annotation["category_id"] == 0 for annotation in annotations):
+        categories.insert(0, {"id": 0, "name": "part", "supercategory": "part"})
     return {"info": COCO_INFO, "images": images, "categories": categories, "annotations": annotations}
+
+
+def _annotation(segment: Segment) -> dict[str, object]:
+    """The entries of a COCO annotation that say where a segment is."""
+    score = {} if segment.score is None else {"score": round(segment.score, 4)}
+    return {"segmentation": segment.rle, "area": segment.area, "bbox": list(segment.box), **score}
+
+
+def _text_rle(rle: Mapping[str, Any]) -> dict[str, object]:
+    counts = rle["counts"]
+    return {"size": list(rle["size"]), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
