@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +23,13 @@ from partseg.data.images import ImageLike, Photo, read_photo
 from partseg.data.loader import collate_eval
 from partseg.engine import checkpoint as checkpoints
 from partseg.evaluation.evaluator import Answer, Objects
+from partseg.evaluation.photos import PROTOCOLS, photo_prediction
 from partseg.evaluation.predictor import Predictor, PreparedPredictor
-from partseg.evaluation.protocols import OracleObj, PredAll
 from partseg.evaluation.runner import on_device, predict_batch
 from partseg.geometry import Geometry, InputSpec, to_tensor
 from partseg.labels import IGNORE_LABEL
-from partseg.photo_prediction import PhotoPrediction, Segment, segment_of_mask, segments_of
-from partseg.prediction import DenseScores, Prediction, Segments
+from partseg.photo_prediction import PhotoPrediction
+from partseg.prediction import Prediction
 from partseg.requests import GivenMask, Request, object_map, per_image
 from partseg.structures import Sample
 from partseg.system import Explains, Words
@@ -37,7 +37,6 @@ from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.phrases import Phrases
 from partseg.vocabulary.words import VocabularyLike, as_vocabulary
 
-PROTOCOLS: dict[str, type[PredAll] | type[OracleObj]] = {"pred_all": PredAll, "oracle_obj": OracleObj}
 CACHED_VOCABULARIES = 8
 READERS = 2
 
@@ -228,46 +227,15 @@ class Segmenter:
         for item, prediction in zip(batch, found, strict=True):
             yield self._photo_prediction(item, prediction, asked)
 
-    @torch.inference_mode()
     def _photo_prediction(self, item: _Input, prediction: Prediction, asked: _Asked) -> PhotoPrediction:
         words = asked.words
         answer = Answer(prediction, words, class_chunk=self.predictor.class_chunk)  # type: ignore[arg-type]
-        labels, classes, instances = self._labels(item, answer, asked)
-        logits = None
-        if asked.scores and isinstance(prediction, DenseScores):
-            logits = prediction.cropped().object_part.float().cpu().numpy()
-        return PhotoPrediction(
-            labels=labels,
-            image=np.asarray(item.photo.image),
-            words=words,
-            classes=classes,
-            name=item.photo.name,
-            source=item.source,
-            protocol=asked.protocol,
-            notes=item.photo.notes,
-            instances=instances,
-            logits=logits,
-            attention=self._attention(item, labels, words) if asked.attention and isinstance(words, Vocabulary) else {},
-        )
-
-    def _labels(
-        self, item: _Input, answer: Answer, asked: _Asked
-    ) -> tuple[np.ndarray, tuple[str, ...], tuple[Segment, ...] | None]:
-        """Label map, the names of its classes, and the segments of systems that find some."""
-        if isinstance(asked.words, Phrases):
-            masks, texts = answer.phrases.masks().cpu().numpy(), asked.words.texts
-            segments = [segment_of_mask(m, name=texts[i], label=i) for i, m in enumerate(masks) if m.any()]
-            return painted(masks, len(texts)), texts, tuple(segments)
-        words = asked.words
-        instances = None
-        if isinstance(answer.prediction, Segments):
-            instances = segments_of(answer.segments, words)
-            if (answer.segments.label < 0).any():
-                names = tuple(segment.name for segment in instances)
-                return _best_on_top(answer.segments.masks()), names, instances
         sample = on_device(item.sample, self.device)
-        labels = PROTOCOLS[asked.protocol]().labels(answer.labels, sample, words)
-        return labels.cpu().numpy(), words.object_parts, instances
+        found = photo_prediction(answer, sample, words, asked.protocol, keep_scores=asked.scores)
+        attention = {}
+        if asked.attention and isinstance(words, Vocabulary):
+            attention = self._attention(item, found.labels, words)
+        return replace(found, image=np.asarray(item.photo.image), notes=item.photo.notes, attention=attention)
 
     def attention(
         self,
@@ -293,21 +261,6 @@ class Segmenter:
         with self.predictor.autocast(self.device):
             maps = self.model.attention(item.sample.image[None].to(self.device), prompts, small.to(self.device), words)
         return {words.object_parts[k]: heat.float().cpu().numpy() for k, heat in maps[0].items()}
-
-
-def painted(masks: np.ndarray, background: int) -> np.ndarray:
-    """int32 map of mask positions, later ones on top; `background` where there is none."""
-    labels = np.full(masks.shape[1:], background, np.int32)
-    for position, mask in enumerate(masks):
-        labels[mask] = position
-    return labels
-
-
-def _best_on_top(masks: np.ndarray) -> np.ndarray:
-    """As `painted`, for masks that are sorted best first."""
-    count = len(masks)
-    reverse = np.append(np.arange(count)[::-1], count)
-    return reverse[painted(masks[::-1], count)].astype(np.int32)
 
 
 @dataclass(frozen=True)

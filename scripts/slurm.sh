@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains under SLURM, on one machine or several, and comes back by itself after a time limit or a preemption.
 #   sbatch --nodes 2 --gpus-per-node 8 scripts/slurm.sh experiment=part_clipseg_pascal_part_116
+#   sbatch scripts/slurm.sh tools/eval_net.py ckpt=output/run ...     another tool, if the first argument is one
 # Ninety seconds before the end SLURM sends SIGTERM to this script, which passes it on; train_net.py finishes its step
 # and saves, and the job goes back into the queue. The same command then continues from the checkpoint.
 #SBATCH --job-name=partseg
@@ -16,12 +17,18 @@
 set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:?start this script with sbatch}"
 
+tool=tools/train_net.py
+if [[ "${1:-}" == tools/*.py ]]; then
+    tool=$1
+    shift
+fi
+
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 gpus=${SLURM_GPUS_ON_NODE:-1}
 
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=85  # torchrun kills its processes 30 s after a signal unless told otherwise
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$gpus" --rdzv-id "$SLURM_JOB_ID" \
-    --rdzv-backend c10d --rdzv-endpoint "$head_node:29500" tools/train_net.py "$@" &
+    --rdzv-backend c10d --rdzv-endpoint "$head_node:29500" "$tool" "$@" &
 training=$!
 
 # SLURM's signal comes to this script alone (B:); scancel passes it to the training and its data workers

@@ -64,7 +64,7 @@ def batch(step: int, vocabulary: Vocabulary) -> Batch:
     colours = np.random.default_rng(99).integers(0, 256, (len(vocabulary) + 2, 3))
     images = colours[classes + 2].astype(np.uint8).transpose(0, 3, 1, 2).copy()
     tensors = (torch.from_numpy(a) for a in (images, object_part, objects.astype(np.int32)))
-    return Batch(*tensors, names=("a", "b"))
+    return Batch(*tensors, names=("a", "b"), vocabulary=vocabulary)
 
 
 @pytest.mark.parametrize("name", RUNS)

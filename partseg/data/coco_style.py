@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def _files(root: Path, names: str | Sequence[str]) -> list[Path]:
     """The annotation files; FileNotFoundError for a name or glob that matches none."""
     found: list[Path] = []
     for name in [names] if isinstance(names, str) else names:
-        matches = sorted(root.glob(name)) if set(name) & set("*?[") else [root / name]
+        path = root / Path(name).expanduser()
+        matches = sorted(map(Path, glob(str(path)))) if has_magic(name) else [path]  # noqa: PTH207  may be absolute
         missing = [path for path in matches if not path.is_file()]
         if missing or not matches:
             raise FileNotFoundError(f"no annotation file {root / name}; set dataset.annotations or dataset.root")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from partseg.engine.ema import Ema
+from partseg.engine.ema import COUNT, Ema
 from partseg.utils import targets
 from partseg.utils.archive import load_tensors
 from partseg.utils.config import instantiate, stored
@@ -26,7 +26,7 @@ from partseg.weights.load import LoadReport, load_weights
 
 FORMAT = "partseg-1"
 KEYS = {"format", "iteration", "model", "optimizer", "config", "vocabulary"}
-START = {"pretrained": None, "feature_cache": None, "spread_text": False}
+START = {"pretrained": None, "spread_text": False}
 """What a network is built without when its weights come from a checkpoint: it reads, fetches and writes nothing."""
 
 
@@ -219,7 +219,7 @@ def _network(state: Mapping[str, Any], plugins: Sequence[str]) -> nn.Module:
     node = _without_start(state["config"].get("model"))
     config = stored(node, group="model", plugins=plugins)
     targets.check_no_files(node, group="model", plugins=plugins)
-    weights = {**state["model"], **state.get("ema", {})}
+    weights = {**state["model"], **{name: x for name, x in state.get("ema", {}).items() if name != COUNT}}
     if not plugins:  # whose classes may not build without memory
         with torch.device("meta"):  # sizes that the weights do not have take no memory; 0.2 s at paper size
             _check_fit(instantiate(config), weights)

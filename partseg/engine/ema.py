@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 COUNT = "n_averaged"
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class Ema:
@@ -17,7 +18,7 @@ class Ema:
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         if not 0 < decay < 1:
             raise ValueError(f"train.ema_decay={decay} is not between 0 and 1, for example 0.999; null switches it off")
-        self._averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self._averaged = AveragedModel(model, multi_avg_fn=_average_of(decay), use_buffers=True)
         for own, averaged in zip(model.parameters(), self.module.parameters(), strict=True):
             if not own.requires_grad:
                 averaged.data = own.data
@@ -53,3 +54,18 @@ class Ema:
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(state[name] if name in state else torch.ones_like(value) if name == COUNT else value)
+
+
+def _average_of(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """The moving average of tensors of one kind; counts, positions and flags (buffers) are copied, not rounded down."""
+    average = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
+        if averaged[0].is_floating_point() or averaged[0].is_complex():
+            average(averaged, current, count)
+            return
+        for own, new in zip(averaged, current, strict=True):
+            own.copy_(new)
+
+    return update

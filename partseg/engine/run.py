@@ -17,9 +17,6 @@ from partseg.utils.files import write_atomic
 
 LOG = logging.getLogger(__name__)
 
-MAY_DIFFER = ("name", "resume", "launch", "logger", "hooks", "output_root", "data_root", "plugins", "hydra")
-"""Settings that a resumed run may change without a word."""
-
 
 def open_run(config: DictConfig) -> tuple[Path, dict[str, Any] | None]:
     """The run's directory and the checkpoint it continues from, if any; starts log.txt, writes config.yaml and env.txt.
@@ -51,7 +48,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One line per setting that the two configs do not share and that changes the result."""
     before, after = dict(_flat(old)), dict(_flat(new))
-    keys = [k for k in {**before, **after} if k.split(".")[0] not in MAY_DIFFER]
+    keys = [k for k in {**before, **after} if configs.changes_training(k)]
     absent = "absent"
     return [
         f"{k} was {before.get(k, absent)!r}, is now {after.get(k, absent)!r}"

@@ -2,54 +2,65 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from partseg.reproduce import render
+from partseg.reproduce import render, stages
 from partseg.reproduce.collect import collect
-from partseg.reproduce.plan import Job, Options, jobs, overrides_for, toy_root
+from partseg.reproduce.plan import Job, Options, jobs, toy_root
+from partseg.reproduce.stages import load_recipe
 from partseg.reproduce.table import Table, load_table
 from partseg.utils.config import compose
 from partseg.utils.files import write_atomic
 
 SMOKE_OUTPUT = Path("output/smoke_tables")
 OUTPUT = Path("output/tables")
+STAGES, SMOKE_STAGES = Path("output/stages"), Path("output/smoke_stages")
 DRAW_TOY = ("datasets/draw_toy.py", "--num-train=6", "--num-val=8", "--size=96")
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Arguments that both commands share."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("tables", nargs="+", type=Path, help="table files, scripts/tables/table1.yaml")
-    parser.add_argument("--seeds", default=None, help="seeds, separated by commas (paper: 1,2,3,4,5; --smoke: 1)")
-    parser.add_argument(
-        "--output", type=Path, default=None, help=f"folder of all runs ({OUTPUT}; smoke {SMOKE_OUTPUT})"
-    )
-    parser.add_argument("--smoke", action="store_true", help="two steps per run on synthetic data: tests the pipeline")
-    return parser
+@dataclass(frozen=True)
+class Collect:
+    """Files to work on (scripts/tables/table1.yaml), and what tools/reproduce_table.py says of each argument."""
+
+    tables: tuple[Path, ...]
+    seeds: str | None = None
+    output: Path | None = None
+    smoke: bool = False
 
 
-def options_from(args: argparse.Namespace, *, num_gpus: int | None = None, overrides: Sequence[str] = ()) -> Options:
+@dataclass(frozen=True)
+class Reproduce(Collect):
+    """What running adds to collecting."""
+
+    dry_run: bool = False
+    num_gpus: int | None = None
+    override: tuple[str, ...] = ()
+
+
+def options_from(given: Collect) -> Options:
     """Options of parsed arguments; ValueError for seeds that are no numbers."""
-    text = args.seeds or ("1" if args.smoke else "1,2,3,4,5")
+    text = given.seeds or ("1" if given.smoke else "1,2,3,4,5")
     try:
         seeds = tuple(int(seed) for seed in text.split(","))
     except ValueError:
-        raise ValueError(f"--seeds {text!r} must be whole numbers separated by commas, for example 1,2,3") from None
-    output = args.output or (SMOKE_OUTPUT if args.smoke else OUTPUT)
-    return Options(output=output, seeds=seeds, num_gpus=num_gpus, smoke=args.smoke, overrides=tuple(overrides))
+        raise ValueError(f"seeds={text!r} must be whole numbers separated by commas, for example 1,2,3") from None
+    output = given.output or (SMOKE_OUTPUT if given.smoke else OUTPUT)
+    if not isinstance(given, Reproduce):
+        return Options(output=output, seeds=seeds, smoke=given.smoke)
+    return Options(output, seeds, num_gpus=given.num_gpus, smoke=given.smoke, overrides=given.override)
 
 
 def plan(table: Table, options: Options) -> list[Job]:
     """All jobs of a table; composes each row's experiment, so a typo in a table stops before anything runs."""
     rows = {row.experiment: row for row in table.rows if row.experiment is not None}
     iterations = {
-        name: compose("train", [f"experiment={name}", *overrides_for(row, options)]).train.iterations
+        name: compose("train", [f"experiment={name}", *options.overrides]).train.iterations
         for name, row in rows.items()
     }
     return list(jobs(table, options, iterations_of=iterations))
@@ -60,7 +71,7 @@ def check_data(table: Table, options: Options) -> None:
     for row in table.rows:
         if row.experiment is None:
             continue
-        config = compose("train", [f"experiment={row.experiment}", *row.overrides, *overrides_for(row, options)])
+        config = compose("train", [f"experiment={row.experiment}", *row.overrides, *options.overrides])
         root = Path(config.dataset.root)
         if not root.parent.is_dir() or not any(root.parent.iterdir()):
             raise FileNotFoundError(
@@ -106,39 +117,47 @@ def write_table(table: Table, options: Options) -> str:
     return text
 
 
-def reproduce(arguments: Sequence[str] | None = None) -> None:
-    """Entry of tools/reproduce_table.py."""
-    arguments_parser = parser("Run what a table lacks, then print it beside the published numbers.")
-    arguments_parser.add_argument("--dry-run", action="store_true", help="print SLURM commands of what is missing")
-    arguments_parser.add_argument("--num-gpus", type=int, default=None, help="GPUs per run on this machine")
-    arguments_parser.add_argument("--override", action="append", default=[], help="config override for every run")
-    args = arguments_parser.parse_args(arguments)
+def reproduce(given: Reproduce) -> int:
+    """What tools/reproduce_table.py does."""
     console = Console()
-    try:
-        options = options_from(args, num_gpus=args.num_gpus, overrides=args.override)
-        tables = [load_table(path) for path in args.tables]
-        todo = {job.command: job for table in tables for job in plan(table, options) if not job.finished}
-        if args.dry_run:
-            for job in todo.values():
-                print(job.slurm)  # noqa: T201 (the command's output)
-            return
-        if todo and not options.smoke:
-            for table in tables:
-                check_data(table, options)
-        make_toy_data(options)
-        run_jobs(list(todo.values()), console)
+    options = options_from(given)
+    tables = [load_table(path) for path in given.tables]
+    todo = {job.command: job for table in tables for job in plan(table, options) if not job.finished}
+    if given.dry_run:
+        print_commands(list(todo.values()))
+        return 0
+    if todo and not options.smoke:
         for table in tables:
-            print(write_table(table, options))  # noqa: T201
-    except (ValueError, KeyError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+            check_data(table, options)
+    make_toy_data(options)
+    run_jobs(list(todo.values()), console)
+    for table in tables:
+        print(write_table(table, options))  # noqa: T201
+    return 0
 
 
-def collect_only(arguments: Sequence[str] | None = None) -> None:
-    """Entry of tools/collect_results.py."""
-    args = parser("Print tables from the results that are there; start nothing.").parse_args(arguments)
-    try:
-        options = options_from(args)
-        for path in args.tables:
-            print(write_table(load_table(path), options))  # noqa: T201
-    except (ValueError, KeyError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+def collect_only(given: Collect) -> int:
+    """What tools/collect_results.py does."""
+    options = options_from(given)
+    for path in given.tables:
+        print(write_table(load_table(path), options))  # noqa: T201
+    return 0
+
+
+def run_stages(given: Reproduce) -> int:
+    """What tools/run_stages.py does: every recipe's unfinished stages, in order, with the first of the seeds."""
+    options = replace(options_from(given), output=given.output or (SMOKE_STAGES if given.smoke else STAGES))
+    recipes = [load_recipe(path) for path in given.tables]
+    todo = [job for recipe in recipes for job in stages.jobs(recipe, options) if not job.finished]
+    if given.dry_run:
+        print_commands(todo)
+        return 0
+    make_toy_data(options)
+    run_jobs(todo, Console())
+    return 0
+
+
+def print_commands(todo: Sequence[Job]) -> None:
+    """SLURM commands, which are the user's to submit in this order."""
+    for job in todo:
+        print(job.slurm)  # noqa: T201 (the command's output)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from partseg.reproduce.table import Row, Table
+from partseg.utils.config import config_dir
+from partseg.utils.experiments import TINY, parse
 
 PROTOCOLS = ("pred_all", "oracle_obj")
 SMOKE_DATASET = "toy_pascal_part_116"
@@ -29,6 +31,11 @@ SMOKE_OVERRIDES = (
     "eval.num_workers=0",
     "hooks.visualize.every=1000",
 )
+
+
+Kind = Literal["train", "export", "evaluate", "measure"]
+RESULTS = {"export": "complete.json", "evaluate": "results.json", "measure": "measure.json"}
+"""What a finished job leaves in its folder; a training has a checkpoint of its last iteration."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Options:
 class Job:
     """One command and what it leaves behind."""
 
-    kind: Literal["train", "evaluate", "measure"]
+    kind: Kind
     directory: Path
     command: tuple[str, ...]
     iterations: int | None = field(default=None)
@@ -56,7 +63,7 @@ class Job:
         """True when nothing of the job has to be run again."""
         if self.kind == "train":
             return _last_iteration(self.directory) >= (self.iterations or 0)
-        return (self.directory / ("measure.json" if self.kind == "measure" else "results.json")).is_file()
+        return (self.directory / RESULTS[self.kind]).is_file()
 
     @property
     def slurm(self) -> str:
@@ -109,22 +116,25 @@ def table_dataset(table: Table, row: Row) -> str:
 
 def settings(row: Row, options: Options) -> list[str]:
     """Overrides that make the row's model and data, also for its evaluation."""
-    smoke: Sequence[str] = ()
-    if options.smoke:
-        # The criterion and the ablations stay as they are; model and data shrink.
-        model = "clipseg_tiny" if str(row.experiment).startswith("clipseg") else "part_clipseg_tiny"
-        root = toy_root(options)
-        smoke = (f"model={model}", *SMOKE_OVERRIDES, f"dataset.root={root}")
-    return [*map(_quote, [f"experiment={row.experiment}", *row.overrides, *smoke]), *overrides_for(row, options)]
+    experiment = str(row.experiment)
+    return [*map(quote, [f"experiment={experiment}", *row.overrides, *shrunk(experiment, options)]), *options.overrides]
 
 
-def overrides_for(row: Row, options: Options) -> list[str]:
-    """The user's overrides; `recipe=official` becomes the variant of the row's model, so one table can hold both."""
-    variant = "recipe=official_clipseg" if str(row.experiment).startswith("clipseg") else "recipe=official"
-    return [variant if override == "recipe=official" else override for override in options.overrides]
+def shrunk(experiment: str, options: Options) -> list[str]:
+    """Overrides of a smoke run: criterion and ablations stay as they are, model and data shrink; none otherwise."""
+    if not options.smoke:
+        return []
+    found = parse(experiment, config_dir())
+    if found is None:
+        raise ValueError(f"experiment {experiment!r} must be a system and a data set, to be run with --smoke")
+    return [
+        f"model={found.system}{TINY}",
+        *SMOKE_OVERRIDES,
+        *(f"{key}.root={toy_root(options)}" for key in ("dataset", "eval_dataset")),
+    ]
 
 
-def _python(tool: str, options: Options, arguments: Sequence[str]) -> tuple[str, ...]:
+def command(tool: str, options: Options, arguments: Sequence[str]) -> tuple[str, ...]:
     gpus = [] if options.num_gpus is None else [f"launch.num_gpus={options.num_gpus}"]
     return (sys.executable, f"tools/{tool}.py", *arguments, *gpus)
 
@@ -133,9 +143,7 @@ def _train(row: Row, seed: int, options: Options, *, iterations: int) -> Job:
     directory = run_directory(row, seed, options)
     place = [f"output_root={options.output}", f"name={row.run_name}/seed{seed}", f"seed={seed}"]
     length = 2 if options.smoke else iterations
-    return Job(
-        "train", directory, _python("train_net", options, [*settings(row, options), *map(_quote, place)]), length
-    )
+    return Job("train", directory, command("train_net", options, [*settings(row, options), *map(quote, place)]), length)
 
 
 def _evaluate(table: Table, row: Row, seed: int, protocol: str, options: Options) -> Job:
@@ -144,16 +152,16 @@ def _evaluate(table: Table, row: Row, seed: int, protocol: str, options: Options
     arguments = [*settings(row, options), "evaluator=tables", f"ckpt={checkpoint}", f"output={directory}"]
     if table.cross_dataset and not options.smoke:
         arguments += [f"dataset={table_dataset(table, row)}", "cross_dataset=true"]
-    return Job("evaluate", directory, _python("eval_net", options, [_quote(a) for a in arguments]))
+    return Job("evaluate", directory, command("eval_net", options, [quote(a) for a in arguments]))
 
 
 def _measure(row: Row, options: Options) -> Job:
     directory = measure_directory(row, options)
     arguments = [*settings(row, options), f"json={directory / 'measure.json'}"]
-    return Job("measure", directory, _python("benchmark", options, [_quote(a) for a in arguments]))
+    return Job("measure", directory, command("benchmark", options, [quote(a) for a in arguments]))
 
 
-def _quote(override: str) -> str:
+def quote(override: str) -> str:
     """Hydra reads `=`, commas and blanks inside a value as syntax: quote values that hold them."""
     key, _, value = override.partition("=")
     if any(character in value for character in "=, ()") and not value.startswith(("[", "{", "'", '"')):

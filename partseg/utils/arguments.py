@@ -1,4 +1,8 @@
-"""key=value arguments of tools that need no Hydra configuration: a frozen dataclass is the schema."""
+"""Command lines of the tools that need no Hydra configuration, in the same style: key=value. A dataclass is the schema.
+
+`--key value`, `--key=value` and, for truth values, `--key` are read as well; words without a key belong to the first
+field. OmegaConf converts and checks the values.
+"""
 
 from __future__ import annotations
 
@@ -6,70 +10,78 @@ import dataclasses
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 OptionsT = TypeVar("OptionsT")
 
-_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
 
 def parse(options: type[OptionsT], arguments: Sequence[str]) -> OptionsT:
-    """The dataclass filled from `key=value` arguments; a tuple field takes its key several times.
+    """The dataclass filled from the arguments; a tuple field takes its key several times.
 
     ValueError names unknown keys with the nearest known ones, malformed values, and required keys that are missing.
     """
-    fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
     types = get_type_hints(options)
-    values: dict[str, Any] = {}
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not equals:
-            raise ValueError(f"argument {argument!r} is not key=value; keys are {', '.join(fields)}")
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
+    several = {name for name, kind in types.items() if get_origin(kind) is tuple}
+    config = OmegaConf.structured(options)
+    OmegaConf.set_readonly(config, False)
+    given: dict[str, list[str]] = {}
+    for key, text in _pairs(arguments, types):
+        if key not in types:
+            near = difflib.get_close_matches(key, types, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"there is no argument {key!r}{hint} (keys are {', '.join(fields)})")
-        if types[key] == tuple[str, ...]:
-            values[key] = (*values.get(key, ()), text)
-        else:
-            values[key] = _convert(key, text, types[key])
-    missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
+            raise ValueError(f"there is no argument {key!r}{hint} (keys are {', '.join(types)})")
+        given.setdefault(key, []).append(text)
+    for key, texts in given.items():
+        value: Any = texts if key in several else texts[-1]
+        if value in ("null", "none", "") and type(None) in get_args(types[key]):
+            value = None
+        try:
+            config[key] = value
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{key}={texts[-1]}: {str(error).splitlines()[0]}") from None
+    missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"missing arguments: {', '.join(f'{name}=...' for name in missing)}")
-    return options(**values)
+    filled = OmegaConf.to_object(config)
+    return options(**{name: _as_typed(getattr(filled, name), several=name in several) for name in types})
 
 
 def run(main: Callable[[OptionsT], int], options: type[OptionsT], usage: str | None) -> int:
     """Entry of a tool: parse the command line, call `main`, show user errors as one line; returns the exit code."""
     arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    needs = any(field.default is dataclasses.MISSING for field in dataclasses.fields(options))  # type: ignore[arg-type]
+    if (needs and not arguments) or (arguments and arguments[0] in ("-h", "--help", "help")):
         print((usage or "").strip())  # noqa: T201  the help text is the tool's output
         return 0 if arguments else 2
-    if isinstance(sys.stdout, TextIOWrapper):  # a file name or class may have characters that the terminal lacks
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main(parse(options, arguments))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)  # noqa: T201
         return 2
 
 
-def _convert(key: str, text: str, kind: Any) -> Any:
-    """`text` as `kind`, one of str, int, float, bool, Path, or one of them | None ("null")."""
-    choices = [choice for choice in get_args(kind) if choice is not type(None)] or [kind]
-    if type(None) in get_args(kind) and text.lower() in ("", "null", "none"):
-        return None
-    kind = choices[0]
-    if kind is bool:
-        if text.lower() not in _TRUTH:
-            raise ValueError(f"{key}={text} must be true or false")
-        return _TRUTH[text.lower()]
-    if kind is Path:
-        return Path(text).expanduser()
-    try:
-        return kind(text)
-    except ValueError:
-        what = "a whole number" if kind is int else "a number"
-        raise ValueError(f"{key}={text} must be {what}") from None
+def _pairs(arguments: Sequence[str], types: dict[str, Any]) -> list[tuple[str, str]]:
+    """(key, value) of every argument, in whichever of the three spellings."""
+    pairs: list[tuple[str, str]] = []
+    waiting = list(arguments)
+    while waiting:
+        word = waiting.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--"):
+            key = key.replace("-", "_")
+            if not equals:
+                value = "true" if types.get(key) is bool or not waiting else waiting.pop(0)
+        elif not equals or (key not in types and Path(word).exists()):
+            key, value = next(iter(types)), word
+        pairs.append((key, value))
+    return pairs
+
+
+def _as_typed(value: Any, *, several: bool) -> Any:
+    if isinstance(value, Path):
+        return value.expanduser()
+    return tuple(value) if several else value

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +29,36 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from partseg.utils import targets
+from partseg.utils import experiments, targets
 
-NOT_IN_NAME = (
-    "experiment",
+SAME_TRAINING = (
     "name",
     "resume",
+    "output_root",
+    "data_root",
+    "local",
+    "plugins",
     "launch",
     "logger",
     "hooks",
-    "data_root",
-    "output_root",
-    "local",
-    "plugins",
+    "keep",
+    "best",
+    "eval",
+    "eval_dataset",
+    "evaluator",
+    "predictor",
+    "train.num_workers",
+    "train.accumulation",
     "hydra",
 )
-"""Overrides that do not change what is trained; every other override becomes part of the run's name."""
+"""Settings, with all below them, that leave the trained weights as they are. They are not part of a run's name, and a
+resumed run may change them without a word."""
+
+
+def changes_training(key: str) -> bool:
+    """Whether a setting ("optimizer.lr") or a choice of a group ("dataset@eval_dataset") changes what is trained."""
+    key = key.split("@")[-1]
+    return not any(key == same or key.startswith(f"{same}.") for same in SAME_TRAINING)
 
 
 def config_dir() -> Path:
@@ -61,7 +75,7 @@ def compose(config_name: str = "train", overrides: Sequence[str] = ()) -> DictCo
 
     ValueError for a key, group or choice that does not exist; the message names the nearest ones.
     """
-    overrides = _with_packages(overrides)
+    overrides = _spelled_out(config_name, overrides)
     try:
         config = _compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
@@ -77,7 +91,11 @@ def cli(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[]
             return function(_finish(config, list(HydraConfig.get().overrides.task)))
 
         def main() -> None:
-            sys.argv[1:] = _with_packages(sys.argv[1:])
+            experiments.register(config_dir())
+            try:
+                sys.argv[1:] = _spelled_out(config_name, sys.argv[1:])
+            except ValueError as error:
+                sys.exit(f"error: {error}")
             args = get_args_parser().parse_args()
             _refuse_sweep_in_group(args.multirun)
             try:
@@ -100,6 +118,7 @@ def instantiate(node: Any, **kwargs: Any) -> Any:
     """
     plugins = _plugins(node)
     plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else copy.copy(node)
+    plain = renamed(plain)
     if kwargs:
         plain = {key: value for key, value in plain.items() if key not in kwargs}
     key = (node._get_full_key(None) if OmegaConf.is_config(node) else "") or ""
@@ -128,11 +147,31 @@ def stored(node: Any, *, group: str, plugins: Sequence[str] = ()) -> DictConfig:
     `plugins`: modules that the user lists, never the file. ValueError for everything else, before anything is imported.
     """
     plugins = targets.plugin_names(plugins)
+    targets.check_plain(node, what=group)
+    node = renamed(node)
     # read as text: composing them would already resolve and look things up
     files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (config_dir() / group).glob("*.yaml")]
     shipped = {found["_target_"] for content in files for _, found in targets.targets(content)}
     targets.check_stored(node, group=group, shipped=shipped, plugins=plugins)
     return OmegaConf.create({"plugins": list(plugins), group: node})[group]
+
+
+def renamed(node: Any) -> Any:
+    """A copy of a plain node in which targets have today's names, and no arguments that they no longer take."""
+    if isinstance(node, Mapping):
+        moved, dropped = _moved()
+        entries = {key: renamed(value) for key, value in node.items()}
+        if "_target_" in entries:
+            target = entries["_target_"] = moved.get(str(entries["_target_"]), entries["_target_"])
+            entries = {key: value for key, value in entries.items() if key not in dropped.get(target, ())}
+        return entries
+    return [renamed(each) for each in node] if isinstance(node, list | tuple) else node
+
+
+@cache
+def _moved() -> tuple[dict[str, str], dict[str, list[str]]]:
+    content = yaml.safe_load((Path(__file__).parents[1] / "systems" / "moved.yaml").read_text(encoding="utf-8"))
+    return content["targets"], content["dropped"]
 
 
 def check_targets(config: Any) -> None:
@@ -161,7 +200,7 @@ def run_name(base: str, overrides: Sequence[str]) -> str:
     words = [base]
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
-        if key.split(".")[0].split("@")[0] not in NOT_IN_NAME:
+        if key != "experiment" and changes_training(key):
             words.append(re.sub(r"[^\w.+-]+", "_", f"{key}-{value}").strip("_"))
     name = "__".join(words)
     if len(name) > 200:  # file systems end at 255 bytes
@@ -169,17 +208,42 @@ def run_name(base: str, overrides: Sequence[str]) -> str:
     return name
 
 
-def _with_packages(overrides: Sequence[str]) -> list[str]:
-    """`eval_dataset=x` as Hydra spells the choice of a file for another key; as it stands the key would be a string."""
-    return [f"dataset@{o}" if o.startswith("eval_dataset=") else o for o in overrides]
+def _spelled_out(config_name: str, overrides: Sequence[str]) -> list[str]:
+    """Overrides as Hydra needs them.
+
+    `eval_dataset=x` chooses a file for another key, which as it stands would be a string. `recipe=official` is that of
+    the system that the other overrides choose. Where the data set that is watched is the one that is trained on,
+    `dataset.root=x` holds for both.
+    """
+    spelled = [f"dataset@{o}" if o.startswith("eval_dataset=") else o for o in overrides]
+    both = [o for o in spelled if o.lstrip("+").startswith("dataset.")]
+    if "recipe=official" not in spelled and not both:
+        return spelled
+    others = _first_of_each_sweep([o for o in spelled if o != "recipe=official" and not o.startswith("-")])
+    try:
+        chosen = _compose(config_name, others, hydra=True).hydra.runtime.choices
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_explain(error, config_name, others)) from error
+    given = {o.lstrip("+").partition("=")[0] for o in spelled}
+    watched = [o.replace("dataset.", "eval_dataset.", 1) for o in both]
+    if chosen["dataset"] == chosen["dataset@eval_dataset"]:
+        spelled += [o for o in watched if o.lstrip("+").partition("=")[0] not in given]
+    return [
+        f"recipe={experiments.official('official', chosen['model'])}" if o == "recipe=official" else o for o in spelled
+    ]
 
 
-def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
+def _as_typed(override: str) -> str:
+    return "recipe=official" if override.startswith("recipe=official_") else override
+
+
+def _compose(config_name: str, overrides: Sequence[str], *, hydra: bool = False) -> DictConfig:
+    experiments.register(config_dir())
     previous = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), job_name=config_name, version_base="1.3"):
-            return hydra_compose(config_name, overrides=list(overrides))
+            return hydra_compose(config_name, overrides=list(overrides), return_hydra_config=hydra)
     finally:
         GlobalHydra.instance().hydra = previous
 
@@ -188,7 +252,7 @@ def _finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     check_targets(config)
     if "name" in config and config.name is None:
         chosen = [o.split("=", 1)[1] for o in overrides if o.startswith(("experiment=", "+experiment="))]
-        config.name = run_name(Path(chosen[-1]).name if chosen else "train", overrides)
+        config.name = run_name(Path(chosen[-1]).name if chosen else "train", [_as_typed(o) for o in overrides])
     OmegaConf.set_struct(config, True)
     return config
 
@@ -220,7 +284,11 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
     choice = re.search(r"Could not find '(?:([^']*)/)?([^'/]+)'", text)
     if choice:
         group, wrong = choice.group(1) or "", choice.group(2)
-        known = sorted(p.stem for p in (config_dir() / group).glob("*.yaml"))
+        known = sorted(experiments.stems(config_dir() / group))
+        if group == experiments.GROUP:
+            near = _nearest(wrong, experiments.choices(config_dir()))
+            sets = ", ".join(sorted(experiments.stems(config_dir() / "dataset")))
+            return f"there is no experiment {wrong!r}{near}; there are {', '.join(known)}, and <system>_<one of {sets}>"
         what = f"config group {group!r}" if group else "top-level config"
         return f"{what} has no {wrong!r}{_nearest(wrong, known)}; it has: {', '.join(known)}"
     key = re.search(r"Could not (?:override|append to|delete from config) '([^']+)'", text)

@@ -22,7 +22,7 @@ def test_get_with_root_data_root_and_overrides(pascal_root):
     assert by_root.name == "pascal_part_116" and by_root.split == "val" and len(by_root) == 3
     by_data_root = catalog.get("pascal_part_116", split="train", data_root=pascal_root.parent, all_seen=True)
     assert by_data_root.split == "train" and by_data_root.vocabulary.num_object_parts == 116
-    mapper = EvalMapper(16)
+    mapper = EvalMapper()
     assert catalog.get("toy_pascal_part_116", root=pascal_root, mapper=mapper).mapper is mapper
 
 
@@ -48,17 +48,12 @@ def test_augmentations_build(path):
     mapper = instantiate(yaml.safe_load(path.read_text()))
     assert isinstance(mapper, TrainMapper)
     official = path.stem == "official"
-    assert (mapper.channel_order, mapper.short_edge) == (("bgr", 800) if official else ("rgb", None))
-    assert mapper.unseen_as_background == official and mapper.size == 352
+    assert (mapper.channel_order, mapper.short_edges) == (("bgr", (800,)) if official else ("rgb", ()))
+    assert mapper.unseen_as_background == official and mapper.size == (352, 352)
 
 
-def test_describe_reads_no_data():
-    for name, size, bits in (
-        ("toy_pascal_part_116", 116, 8),
-        ("ade20k_part_234", 234, 16),
-        ("partimagenet_40", 147, None),
-    ):
-        vocabulary, label_bits = catalog.describe(name)
-        assert (len(vocabulary), label_bits) == (size, bits)
+def test_vocabulary_reads_no_data():
+    for name, size in (("toy_pascal_part_116", 116), ("ade20k_part_234", 234), ("partimagenet_40", 147)):
+        assert len(catalog.vocabulary(name)) == size
     with pytest.raises(KeyError, match="Did you mean"):
-        catalog.describe("pascal_part116")
+        catalog.vocabulary("pascal_part116")

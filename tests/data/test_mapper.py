@@ -6,6 +6,7 @@ from PIL import Image
 from partseg.data.dataset import PartSegDataset
 from partseg.data.mapper import EvalMapper, TrainMapper
 from partseg.data.pascal_part import pascal_part_116
+from partseg.geometry import InputSpec
 from partseg.labels import IGNORE_LABEL
 from partseg.structures import Record
 from partseg.vocabulary.names import Vocabulary
@@ -94,18 +95,20 @@ def test_colour_and_crop_options_change_the_sample_reproducibly(pascal_root):
 
 
 def test_eval_mapper_ignores_the_generator_and_never_resizes_labels(pascal_root):
-    dataset = pascal_part_116(pascal_root, "val", mapper=EvalMapper(16, short_edge=20, long_edge=25))
+    dataset = pascal_part_116(pascal_root, "val", mapper=EvalMapper(InputSpec((16, 16), via=(20, 25))))
     first, second = dataset[0, 0], dataset[0, 1]
     assert torch.equal(first.image, second.image) and first.image.shape == (3, 16, 16)
     assert first.object_part.shape == (30, 40)
 
 
-def test_record_without_labels(tmp_path, image_writer):
+def test_nothing_is_known_of_a_record_without_labels(tmp_path, image_writer):
     image_writer(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="'a'.*has no part labels"):
-        PartSegDataset(
-            [Record("a", str(tmp_path / "a.png"))], label_vocabulary=SIDED, vocabulary=SIDED, mapper=EvalMapper(8)
-        )[0]
+    args = {"label_vocabulary": SIDED, "vocabulary": SIDED}
+    for mapper in (EvalMapper(), TrainMapper(8)):
+        sample = PartSegDataset([Record("a", str(tmp_path / "a.png"))], mapper=mapper, **args)[0]
+        assert sample.object_part.unique().tolist() == sample.object.unique().tolist() == [IGNORE_LABEL]
+    with pytest.raises(ValueError, match="'a'.*has no annotated instances"):
+        PartSegDataset([Record("a", str(tmp_path / "a.png"))], mapper=EvalMapper(instances="annotated"), **args)[0]
 
 
 def test_orientation_tag_counts_where_the_annotation_was_made_on_the_turned_photo(tmp_path, label_writer):
@@ -116,7 +119,7 @@ def test_orientation_tag_counts_where_the_annotation_was_made_on_the_turned_phot
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=tag)
     label_writer(tmp_path / "parts.png", np.zeros((8, 4), np.uint8))
     paths = {"file_name": str(tmp_path / "a.png"), "object_part_file_name": str(tmp_path / "parts.png")}
-    args = {"label_vocabulary": SIDED, "vocabulary": SIDED, "mapper": EvalMapper(8)}
+    args = {"label_vocabulary": SIDED, "vocabulary": SIDED, "mapper": EvalMapper(InputSpec((8, 8)))}
     sample = PartSegDataset([Record("a", height=8, width=4, **paths)], **args)[0]
     assert sample.image[0, :, 0].tolist() == [0] * 4 + [255] * 4
     with pytest.raises(ValueError, match="8 x 4 .*its image .* is 4 x 8"):

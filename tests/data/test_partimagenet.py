@@ -165,7 +165,7 @@ def test_unusable_annotations_are_skipped_and_counted(seg_root, write_json):
         "part_of_another_object": 1,
         "image_without_annotations": 0,
     }
-    assert len(dataset.records[0].polygons) == 3
+    assert len(dataset.records[0].annotations) == 3
     assert dataset[0].object_part[10, 10] == NAMES.pairs.index(("tiger", "head"))
 
 

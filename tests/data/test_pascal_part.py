@@ -7,6 +7,7 @@ from PIL import Image
 
 from partseg.data.mapper import EvalMapper, TrainMapper
 from partseg.data.pascal_part import pascal_part_116
+from partseg.geometry import InputSpec
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.vocabulary.shipped import shipped
 
@@ -15,7 +16,7 @@ CAT, DOG, CHAIR = range(3)
 
 
 def test_val_keeps_every_class_and_its_own_size(pascal_root):
-    dataset = pascal_part_116(pascal_root, "val", mapper=EvalMapper(32))
+    dataset = pascal_part_116(pascal_root, "val", mapper=EvalMapper(InputSpec((32, 32))))
     names = shipped("pascal_part_116")
     assert len(dataset) == 3 and dataset.vocabulary.key == names.key
     for index, object_name in ((CAT, "cat"), (DOG, "dog")):

@@ -82,7 +82,7 @@ def test_both_real_images_convert(samples: Path, tmp_path: Path, monkeypatch: py
     assert shown["ADE_train_00016964"] == {"van's license plate", "van's window"}
     assert {"car's wheel", "car's window", "car's door", "traffic light's housing"} <= shown["ADE_train_00016869"]
     dataset = ade20k_part_234(output, "train")
-    assert len(dataset) == 2 and dataset.records[0].instances
+    assert len(dataset) == 2 and dataset.records[0].annotations
 
 
 def test_parts_of_the_two_real_images_lie_in_their_own_class_of_the_release(samples: Path, tmp_path: Path):

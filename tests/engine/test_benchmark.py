@@ -9,7 +9,8 @@ from partseg.engine.benchmark.inputs import random_batch, random_sample
 from partseg.engine.benchmark.measure import Case, training_step, vocabulary_of
 from partseg.engine.benchmark.memory import saved_bytes
 from partseg.engine.benchmark.report import compare, lines
-from partseg.engine.benchmark.timing import Stopwatch, interleave
+from partseg.engine.benchmark.timing import interleave
+from partseg.geometry import InputSpec
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.utils.config import compose
 from partseg.utils.files import json_bytes
@@ -20,7 +21,7 @@ def test_labels_are_like_real_ones():
     names = shipped("pascal_part_116")
     counts = []
     for seed in range(20):
-        sample = random_sample(names, image_size=352, label_size=(375, 500), seed=seed)
+        sample = random_sample(names, input=InputSpec((352, 352)), label_size=(375, 500), seed=seed)
         assert sample.image.shape == (3, 352, 352) and sample.object_part.shape == (375, 500)
         labelled = sample.object_part != IGNORE_LABEL
         objects = torch.from_numpy(names.object_lut.copy())[sample.object_part[labelled]]
@@ -31,7 +32,7 @@ def test_labels_are_like_real_ones():
 
 
 def test_batches_repeat():
-    first, again = (random_batch(shipped("pascal_part_116"), batch_size=2, image_size=64) for _ in range(2))
+    first, again = (random_batch(shipped("pascal_part_116"), batch_size=2, input=InputSpec((64, 64))) for _ in range(2))
     assert torch.equal(first.object_part, again.object_part) and not torch.equal(first.images[0], first.images[1])
 
 
@@ -67,8 +68,21 @@ def test_recomputation_keeps_less_and_closures_count():
     for recompute in (False, True):
         config = compose("benchmark", ["model=part_clipseg_tiny", f"model.decoder_checkpoint={recompute}"])
         step = training_step(config, Case(2, None))
-        kept[recompute] = saved_bytes(lambda s=step: s.loss(Stopwatch(s.clock)), model=step.model)
+        kept[recompute] = saved_bytes(lambda s=step: s.loss(), model=step.model)
     assert 0.1 * kept[False] < kept[True] < 0.6 * kept[False]
+
+
+def test_phases_of_a_step_add_up():
+    """... also of one with part of the vocabulary, which takes label maps only."""
+    for share in ("null", "0.1"):
+        config = compose("benchmark", ["model=part_clipseg_tiny", f"train.prompt_share={share}"])
+        step = training_step(config, Case(2, None))
+        phases = [step() for _ in range(2)][-1]
+        parts = {name: seconds for name, seconds in phases.items() if name != "total"}
+        assert phases["total"] == pytest.approx(sum(parts.values())) and min(parts.values()) >= 0
+        terms = {f"loss {name}" for name in ("object_part", "object", "part", "separation", "enhancement")}
+        assert {"text tower", "network", "loss", "backward", "optimiser", "wait"} | terms <= set(parts)
+        assert ("prompt sampling" in parts) == (share != "null")
 
 
 def test_vocabulary_follows_the_data_set():

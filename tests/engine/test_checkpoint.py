@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from partseg.engine import checkpoint
-from partseg.engine.checkpoint import Checkpoints, load, resolve, restore
+from partseg.engine.checkpoint import Checkpoints, load, load_model, resolve, restore
 from partseg.engine.ema import Ema
 from partseg.engine.optim import adamw
+from partseg.engine.run import plain
+from partseg.utils.config import compose, instantiate
 from partseg.vocabulary.names import Vocabulary
 
 
@@ -118,6 +120,96 @@ def test_foreign_and_damaged_files_are_refused(tmp_path, parts):
     torch.save({"format": "partseg-1", "code": Path}, tmp_path / "code.pt")
     with pytest.raises(ValueError, match="not a checkpoint"):
         load(tmp_path / "code.pt")
+
+
+OLD_NAMES = {
+    "partseg.systems.clipseg.network.ClipSeg": "partseg.models.clipseg.ClipSeg",
+    "partseg.systems.part_clipseg.network.PartClipSeg": "partseg.models.part_clipseg.PartClipSeg",
+    "partseg.backbones.clip_vit.ClipBackbone": "partseg.models.backbone.ClipBackbone",
+    "partseg.systems.clipseg.decoder.DecoderShape": "partseg.models.decoder.DecoderShape",
+}
+
+
+def with_old_names(node):
+    """A config of today as it was written before the classes moved, when a backbone could keep features in a folder."""
+    if not isinstance(node, dict):
+        return node
+    node = {key: with_old_names(value) for key, value in node.items()}
+    if "_target_" in node:
+        node["_target_"] = OLD_NAMES[node["_target_"]]
+        node |= {"feature_cache": None} if node["_target_"].endswith("ClipBackbone") else {}
+    return node
+
+
+def network_and_parts(choice, tiny):
+    """A real network of a config with its optimizer, and the config in plain values."""
+    config = plain(compose("train", [f"model={choice}"]))
+    model = instantiate(config["model"]).eval()
+    return config, {
+        "model": model,
+        "optimizer": adamw(model, lr=1e-3, weight_decay=0.0),
+        "vocabulary": tiny.vocabulary(),
+    }
+
+
+def predicted(model, vocabulary):
+    """Scores of a made-up photo."""
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        (scores,) = model.predict(image, model.encode_text(vocabulary), sizes=[(64, 64)])
+    return scores.object_part
+
+
+@pytest.mark.parametrize("choice", ["clipseg_tiny", "part_clipseg_tiny"])
+def test_a_checkpoint_of_before_the_classes_moved_predicts_the_same(tmp_path, tiny, choice):
+    config, parts = network_and_parts(choice, tiny)
+    old = {**config, "model": with_old_names(config["model"])}
+    assert "partseg.systems" not in str(old["model"]) and old["model"]["backbone"]["feature_cache"] is None
+    save(Checkpoints(tmp_path, config=old), parts, 1)
+    model, vocabulary, stored = load_model(tmp_path)
+    assert vocabulary == parts["vocabulary"] and stored == old
+    assert torch.equal(predicted(model, vocabulary), predicted(parts["model"], vocabulary))
+
+
+def test_the_averaged_weights_are_what_a_checkpoint_predicts_with(tmp_path, tiny):
+    config, parts = network_and_parts("clipseg_tiny", tiny)
+    ema = Ema(parts["model"], decay=0.5)
+    for _ in range(2):
+        ema.update(parts["model"])
+        with torch.no_grad():
+            parts["model"].decoder.film.mul.weight.add_(0.1)
+    save(Checkpoints(tmp_path, config=config), parts, 1, ema=ema)
+    model, vocabulary, _ = load_model(tmp_path)
+    found = predicted(model, vocabulary)
+    assert torch.equal(found, predicted(ema.module.eval(), vocabulary))
+    assert not torch.equal(found, predicted(parts["model"], vocabulary))
+
+
+def test_averages_continue_where_they_stopped(tmp_path, tiny, parts):
+    """Weights, running statistics and the number of steps; a checkpoint of before there were the latter begins at 1."""
+    for model in (parts["model"], other := tiny.TinyNet()):
+        model.norm = torch.nn.BatchNorm2d(2)
+    ema, again = Ema(parts["model"], decay=0.9), Ema(other, decay=0.9)
+    for _ in range(3):
+        ema.update(parts["model"])
+        parts["model"].norm(torch.randn(2, 2, 3, 3))
+    state = ema.state_dict()
+    assert state["n_averaged"] == 3 and "frozen" not in state
+    again.load_state_dict(state)
+    assert {name: value.tolist() for name, value in again.state_dict().items()} == {
+        n: v.tolist() for n, v in state.items()
+    }
+    for each in (ema, again):
+        each.update(parts["model"])
+    assert torch.equal(again.module.norm.running_mean, ema.module.norm.running_mean)
+
+    names = {name for name, p in parts["model"].named_parameters() if p.requires_grad}
+    old = Ema(other, decay=0.9)
+    old.load_state_dict({name: state[name] for name in names})
+    assert old.state_dict()["n_averaged"] == 1
+    assert torch.equal(old.module.classes.weight, state["classes.weight"])
+    with pytest.raises(KeyError, match=r"\['classes.weight'\]; was the freeze policy changed"):
+        old.load_state_dict({name: state[name] for name in names - {"classes.weight"}})
 
 
 def test_averages_are_not_invented(tmp_path, parts):

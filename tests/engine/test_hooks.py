@@ -90,11 +90,14 @@ def test_averaged_weights_are_the_ones_evaluated(tmp_path, tiny, run_of):
     model = tiny.TinyNet()
     run = run_of(tmp_path, evaluate=lambda m: seen.append(m.classes.weight.detach().clone()) or {"toy/score": 1.0})
     ema = Ema(model, decay=0.5)
-    tiny.trainer(iterations=1, model=model, ema=ema, hooks=[EvalHook(run, every=1)]).train()
-    assert torch.equal(seen[0], ema.shadow["classes.weight"]) and not torch.equal(seen[0], model.classes.weight)
+    tiny.trainer(iterations=2, model=model, ema=ema, hooks=[EvalHook(run, every=2)]).train()
+    assert torch.equal(seen[0], ema.module.classes.weight) and not torch.equal(seen[0], model.classes.weight)
 
 
-def test_pictures_show_photo_truth_and_labels(tmp_path, tiny, run_of):
+def test_pictures_show_photo_truth_and_labels(tmp_path, tiny, run_of, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(2):
+        Image.new("RGB", (tiny.SIZE, tiny.SIZE), (90, 120, 60)).save(f"{i}.jpg")
     run = run_of(tmp_path)
     tiny.trainer(iterations=2, hooks=[VisualizeHook(run, every=2, num_images=2)]).train()
     picture = np.asarray(Image.open(tmp_path / "pictures" / "iter_0000002.png"))

@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from partseg.engine.ema import Ema
-from partseg.losses.criterion import NonFiniteLossError
+from partseg.engine.prompts import PromptSampling
+from partseg.losses.criterion import Criterion, NonFiniteLossError
+from partseg.losses.pixel import ObjectPartBCE
+from partseg.structures import Batch
+from partseg.utils.config import compose, instantiate
 
 
 class Recorder:
@@ -106,17 +110,140 @@ def test_bf16_keeps_fp32_weights_and_stays_close(tiny):
 
 
 def test_ema_follows_the_weights(tiny):
+    """It begins with the weights after the first step, not with the random ones before it."""
     model = tiny.TinyNet()
     ema = Ema(model, decay=0.5)
-    start = model.classes.weight.detach().clone()
-    trainer = tiny.trainer(iterations=1, model=model, ema=ema)
-    trainer.train()
-    own = model.classes.weight.detach().clone()
-    with ema.applied(model):
-        torch.testing.assert_close(model.classes.weight.detach(), (start + own) / 2)
-    assert torch.equal(model.classes.weight, own) and "frozen" not in ema.state_dict()
+    trainer = tiny.trainer(model=model, ema=ema)
+    first, second, third = (step_and_copy(trainer)["classes.weight"] for _ in range(3))
+    averaged = ema.module.classes.weight.detach()
+    torch.testing.assert_close(averaged, ((first + second) / 2 + third) / 2)
+    assert torch.equal(model.classes.weight, third) and "frozen" not in ema.state_dict()
+    assert ema.module.frozen.data_ptr() == model.frozen.data_ptr()
     with pytest.raises(ValueError, match="ema_decay=1.5"):
         Ema(model, decay=1.5)
+
+
+def step_and_copy(trainer):
+    """State after one more step."""
+    trainer.step(iter(trainer.loader))
+    return weights(trainer)
+
+
+def test_ema_averages_the_buffers_of_a_batch_norm(tiny):
+    """Running statistics are averaged as weights are; whole numbers and truth values are the model's own."""
+    model = with_batch_norm(tiny)
+    model.register_buffer("places", torch.arange(20))
+    ema = Ema(model, decay=0.9)
+    trainer = tiny.trainer(model=model, ema=ema)
+    states = [step_and_copy(trainer) for _ in range(3)]
+    for name in ("norm.weight", "norm.running_mean", "norm.running_var"):
+        first, second, third = (state[name] for state in states)
+        expected = 0.9 * (0.9 * first + 0.1 * second) + 0.1 * third
+        torch.testing.assert_close(ema.module.state_dict()[name], expected)
+        assert not torch.equal(first, third)
+    assert ema.module.norm.num_batches_tracked == 3
+    assert torch.equal(ema.module.places, torch.arange(20))
+
+
+def with_batch_norm(tiny):
+    """The tiny network with normalised features."""
+    model = tiny.TinyNet()
+    model.norm = torch.nn.BatchNorm2d(8)
+    model.features = torch.nn.Sequential(*model.features, model.norm)
+    return model
+
+
+def test_a_step_works_alone(tiny):
+    """Without train(), hooks or signals: what a benchmark or somebody's own loop calls."""
+    alone, trained = tiny.trainer(iterations=3), tiny.trainer(iterations=3)
+    batches = iter(alone.loader)
+    for _ in range(3):
+        last = alone.step(batches)
+        alone.iteration += 1
+    trained.train()
+    for name, value in weights(trained).items():
+        assert torch.equal(weights(alone)[name], value)
+    assert torch.equal(last.loss, trained.last.loss) and last.lr == trained.last.lr and last.num_images == 4
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_what_no_term_reaches_has_a_gradient_of_zero(tiny, accumulation):
+    """Not none: an optimizer treats both differently, and other processes would wait for it."""
+    model = tiny.TinyNet()
+    model.idle = torch.nn.Linear(3, 2)
+    model.still = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    found = []
+
+    class Keep(torch.optim.SGD):
+        def step(self):
+            found.append({name: p.grad for name, p in model.named_parameters()})
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = Keep([{"params": trained, "initial_lr": 1.0}], lr=1.0)
+    tiny.trainer(iterations=2, accumulation=accumulation, model=model, optimizer=optimizer).train()
+    for gradients in found:
+        assert {name for name, grad in gradients.items() if grad is None} == {"frozen", "still"}
+        assert {name for name, grad in gradients.items() if grad is not None and not grad.any()} == {
+            "idle.weight",
+            "idle.bias",
+        }
+    assert len(found) == 2
+
+
+@pytest.fixture
+def real(tiny):
+    """A trainer of a small CLIPSeg, and how many prompts its text tower was given in each call."""
+
+    def build(*overrides, **options):
+        config = compose("train", ["model=clipseg_tiny", "model.trainable=[decoder.*]", *overrides])
+        model = instantiate(config.model)
+        encode, calls = model.backbone.encode_tokens, []
+        model.backbone.encode_tokens = lambda tokens: calls.append(len(tokens)) or encode(tokens)
+        criterion = Criterion(terms={"object_part": {"weight": 1.0, "term": ObjectPartBCE()}})
+        return tiny.trainer(model=model, criterion=criterion, **options), calls
+
+    return build
+
+
+def test_a_frozen_text_tower_meets_every_word_once(real):
+    """... also with part of the words per step, and after an evaluation, whose tensors cannot be trained on."""
+    trainer, calls = real("model.train_text_embeddings=false")
+    model = trainer.model
+    with torch.inference_mode():
+        model.encode_text(trainer.vocabulary)
+    for _ in range(3):
+        trainer.step(iter(trainer.loader))
+    assert calls == [5]
+    with torch.no_grad():
+        model.backbone.clip.positional_embedding.add_(0.1)
+    trainer.step(iter(trainer.loader))
+    assert calls == [5, 5]
+
+    trainer, calls = real("model.train_text_embeddings=false", prompt_sampling=PromptSampling(share=0.0, seed=0))
+    dog = trainer.vocabulary.parts_of_object(0).tolist()
+    some, all_of_them = first_image(trainer, dog[:2]), first_image(trainer, [*range(5)])
+    for batch in (some, all_of_them, some):
+        trainer.step(iter([batch]))
+    assert calls == [2, 3]
+
+
+def first_image(trainer, labels):
+    """A batch of one image on which just these object-parts are, side by side."""
+    batch = next(iter(trainer.loader))
+    columns = torch.tensor(labels)[torch.arange(16) * len(labels) // 16]
+    part = columns.int().expand(1, 16, 16).contiguous()
+    obj = torch.from_numpy(trainer.vocabulary.object_of.copy())[part.long()].int()
+    return Batch(batch.images[:1], part, obj, batch.names[:1], batch.vocabulary)
+
+
+def test_a_trained_text_tower_is_run_in_every_step(real):
+    trainer, calls = real("model.train_text_embeddings=true")
+    before = trainer.model.backbone.clip.token_embedding.weight.detach().clone()
+    for _ in range(3):
+        trainer.step(iter(trainer.loader))
+    assert calls == [5, 5, 5]
+    assert not torch.equal(trainer.model.backbone.clip.token_embedding.weight, before)
 
 
 def test_out_of_memory_says_what_to_lower(tiny):

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,15 @@ from partseg.engine.launch import exit_for_requeue, launch
 from partseg.engine.optim import adamw, poly
 from partseg.engine.trainer import Trainer
 from partseg.engine.writers import JsonlWriter
+from partseg.evaluation.pixels import PixelEvaluator
+from partseg.evaluation.predictor import Predictor
+from partseg.evaluation.protocols import OracleObj
+from partseg.geometry import InputSpec
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.losses.criterion import Criterion
 from partseg.losses.pixel import ObjectBCE, ObjectPartBCE
-from partseg.structures import Outputs, Record, Sample
+from partseg.prediction import DenseScores, Prediction
+from partseg.structures import Batch, Outputs, Record, Sample
 from partseg.utils import distributed
 from partseg.vocabulary.names import Vocabulary
 
@@ -51,10 +57,21 @@ def vocabulary() -> Vocabulary:
     return Vocabulary.from_mapping({"dog": ["head", "tail", "leg"], "car": ["wheel", "door"]}, name="tiny")
 
 
+@dataclass(frozen=True)
+class TinyPrompts:
+    """Which rows of the class vectors are asked for."""
+
+    object_part: torch.Tensor
+
+    def subset(self, kept: np.ndarray) -> "TinyPrompts":
+        return TinyPrompts(self.object_part[torch.from_numpy(kept)])
+
+
 class TinyNet(nn.Module):
     """Two convolutions and a vector per class."""
 
-    image_size = SIZE
+    input = InputSpec((SIZE, SIZE))
+    weight_layouts = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,10 +79,21 @@ class TinyNet(nn.Module):
         self.classes = nn.Embedding(8, 8)
         self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
 
-    def forward(self, images, vocabulary, *, text=None, attention_layers=(), part_masks=True) -> Outputs:
+    def encode_text(self, words) -> TinyPrompts:
+        return TinyPrompts(torch.arange(len(words)))
+
+    def forward(self, batch: Batch, *, reads: frozenset[str] = frozenset()) -> Outputs:
+        logits = self.logits(batch.images)
+        parts, objects = len(batch.vocabulary) + 1, batch.vocabulary.num_objects + 1
+        return Outputs(object_part=logits[:, :parts], object=logits[:, :objects])
+
+    def predict(self, images, prompts, *, sizes, regions=None, given=None) -> list[Prediction]:
+        rows = torch.cat([prompts.object_part, torch.tensor([len(vocabulary())])])
+        return [DenseScores(x[rows], None, size) for x, size in zip(self.logits(images), sizes, strict=True)]
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
         features = self.features(images.float() / 255 * self.frozen[:, None, None])
-        logits = torch.einsum("bdhw,cd->bchw", features, self.classes.weight)
-        return Outputs(object_part=logits[:, : len(vocabulary) + 1], object=logits[:, : vocabulary.num_objects + 1])
+        return torch.einsum("bdhw,cd->bchw", features, self.classes.weight)
 
 
 class RandomMapper:
@@ -132,7 +160,8 @@ def run_of(directory: Path, *, start: int = 0, iterations: int = 10, evaluate=di
     """What hooks get."""
     writers = [JsonlWriter(directory, start=start, iterations=iterations)] if distributed.is_main() else []
     checkpoints = Checkpoints(directory / "checkpoints", config={}, keep=2, metrics=["toy/score"])
-    return Run(directory, checkpoints, writers, evaluate=evaluate, samples=dataset(), vocabulary=vocabulary())
+    scoring = {"predictor": Predictor(), "evaluators": {"toy": PixelEvaluator(OracleObj())}}
+    return Run(directory, checkpoints, writers, evaluate, samples=dataset(), vocabulary=vocabulary(), **scoring)
 
 
 class Trouble:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
-from partseg.structures import Batch, DecoderAttention, Outputs
+from partseg.structures import Batch, Outputs
+from partseg.systems.clipseg.decoder import DecoderAttention
+from partseg.systems.part_clipseg.network import PartClipSegOutputs
 from partseg.vocabulary.names import Vocabulary
 
 GRID = (4, 5)
@@ -74,6 +76,7 @@ def _make(vocabulary: Vocabulary, name: str) -> Batch:
         object_part=torch.stack([part for _, part in images]),
         object=torch.stack([obj for obj, _ in images]),
         names=tuple(f"image_{i}" for i in range(len(images))),
+        vocabulary=vocabulary,
     )
 
 
@@ -111,7 +114,7 @@ def make_outputs(vocabulary: Vocabulary) -> Callable[..., Outputs]:
 
         num_images, (height, width) = len(batch), batch.object.shape[-2:]
         tokens = (len(batch), vocabulary.num_parts + vocabulary.num_objects + 1, HEADS, 1 + GRID[0] * GRID[1], HEAD_DIM)
-        return Outputs(
+        return PartClipSegOutputs(
             object_part=leaf(num_images, len(vocabulary) + 1, height, width),
             object=leaf(num_images, vocabulary.num_objects + 1, height, width),
             part=leaf(num_images, vocabulary.num_parts, height, width),

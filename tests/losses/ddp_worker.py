@@ -12,7 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.losses.criterion import Criterion
-from partseg.structures import Batch, DecoderAttention, Outputs
+from partseg.structures import Batch
+from partseg.systems.clipseg.decoder import DecoderAttention
+from partseg.systems.part_clipseg.network import PartClipSegOutputs
 from partseg.utils import distributed
 from partseg.utils.config import config_dir, instantiate
 from partseg.vocabulary.names import Vocabulary
@@ -35,7 +37,7 @@ class Network(nn.Module):
         self.prompt, self.query, self.key = parameter(prompts, 6), parameter(2, 6, 3), parameter(2, 6, 3)
         self.pair = parameter(len(VOCABULARY) + 1, prompts)
 
-    def forward(self, images: torch.Tensor) -> Outputs:
+    def forward(self, images: torch.Tensor) -> PartClipSegOutputs:
         """Images [B 3 H W] in 0..255."""
         cells = nn.functional.adaptive_avg_pool2d(images.double() / 255, GRID).flatten(2)
         cells = torch.cat([cells, cells.sin()], 1).transpose(1, 2)
@@ -44,7 +46,7 @@ class Network(nn.Module):
         maps = (query * key).sum((2, 4))[:, :, 1:].unflatten(-1, GRID)
         logits = nn.functional.interpolate(maps, size=(SIZE, SIZE), mode="bilinear")
         parts = VOCABULARY.num_parts
-        return Outputs(
+        return PartClipSegOutputs(
             object_part=torch.einsum("ke,behw->bkhw", self.pair, logits),
             object=logits[:, parts:],
             part=logits[:, :parts],
@@ -64,12 +66,12 @@ def images_of_step(step: int) -> Batch:
     obj[2, 2 + step, 3:5] = 1
     obj[3, :1] = IGNORE_LABEL
     pixels = torch.randint(0, 256, (IMAGES, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-    return Batch(pixels, part, obj, tuple("abcd"))
+    return Batch(pixels, part, obj, tuple("abcd"), VOCABULARY)
 
 
 def _slice(batch: Batch, start: int, stop: int) -> Batch:
     index = slice(start, stop)
-    return Batch(batch.images[index], batch.object_part[index], batch.object[index], batch.names[index])
+    return Batch(batch.images[index], batch.object_part[index], batch.object[index], batch.names[index], VOCABULARY)
 
 
 def train(criterion: Criterion, accumulation: int) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -84,12 +86,12 @@ def train(criterion: Criterion, accumulation: int) -> tuple[list[float], dict[st
         whole = images_of_step(step)
         first = rank * accumulation
         parts = [_slice(whole, (first + i) * share, (first + i + 1) * share) for i in range(accumulation)]
-        local = [criterion.counts(part, VOCABULARY) for part in parts]
+        local = [criterion.counts(part) for part in parts]
         counts = {key: distributed.reduce_sum(sum(count[key] for count in local)) for key in local[0]}
         optimizer.zero_grad()
         total = torch.zeros((), dtype=torch.float64)
         for part in parts:
-            loss, _ = criterion(model(part.images), part, VOCABULARY, counts)
+            loss, _ = criterion(model(part.images), part, counts)
             (loss * world).backward()  # DDP averages over ranks
             total += loss.detach()
         optimizer.step()

@@ -11,9 +11,10 @@ import torch
 
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.losses.criterion import Criterion
-from partseg.structures import DecoderAttention, Outputs
+from partseg.systems.clipseg.decoder import DecoderAttention
 from partseg.systems.part_clipseg.attention_maps import MaskAttention, downsample_masks, masked_attention, smooth
 from partseg.systems.part_clipseg.losses import Enhancement, Separation
+from partseg.systems.part_clipseg.network import PartClipSegOutputs
 
 Options = namedtuple("Options", "maps separation enhancement")
 
@@ -151,7 +152,7 @@ def test_attention_losses_equal_the_literal_loops(batch, make_outputs, vocabular
     expected = {"separation": (separation, surrogate), "enhancement": (enhancement, enhancement)}
     for name, (value, slope) in expected.items():
         criterion = _criterion(options, only=[name])
-        loss, values = criterion(outputs, batch, vocabulary, criterion.counts(batch, vocabulary))
+        loss, values = criterion(outputs, batch, criterion.counts(batch))
         torch.testing.assert_close(values[name], value.detach(), rtol=1e-9, atol=1e-12)
         want = gradients(slope, outputs)
         if options is OFFICIAL and name == "separation":
@@ -172,8 +173,8 @@ def test_several_layers_are_averaged(make_batch, make_outputs, vocabulary):
     outputs = make_outputs(batch)
     separation, _, enhancement = _expected(outputs, batch, vocabulary, DEFAULT, layers=(1, 2))
     criterion = _criterion(DEFAULT, layers=(2, 1))
-    assert criterion.attention_layers == (1, 2)
-    _, values = criterion(outputs, batch, vocabulary, criterion.counts(batch, vocabulary))
+    assert criterion.reads == {"attention.1", "attention.2"}
+    _, values = criterion(outputs, batch, criterion.counts(batch))
     torch.testing.assert_close(values["separation"], separation, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(values["enhancement"], enhancement.detach(), rtol=1e-9, atol=1e-12)
 
@@ -186,19 +187,19 @@ def test_both_terms_share_one_computation(make_batch, make_outputs, vocabulary, 
     )
     batch = make_batch("several_objects")
     criterion = _criterion(DEFAULT)
-    criterion(make_outputs(batch), batch, vocabulary, criterion.counts(batch, vocabulary))
+    criterion(make_outputs(batch), batch, criterion.counts(batch))
     assert len(calls) == 1
 
 
 def test_a_part_smaller_than_a_cell_counts_by_area_and_is_lost_by_nearest(make_batch, make_outputs, vocabulary):
     """With nearest masks the enhancement of an object with a vanished part is exactly 1 and moves nothing."""
     batch = make_batch("vanishing_part")
-    only_first = type(batch)(batch.images[:1], batch.object_part[:1], batch.object[:1], batch.names[:1])
+    only_first = type(batch)(batch.images[:1], batch.object_part[:1], batch.object[:1], batch.names[:1], vocabulary)
     only_first.object_part[only_first.object == 1] = IGNORE_LABEL  # keep the dog, whose leg is one pixel
     outputs = make_outputs(only_first)
     for mode, dead in (("nearest", True), ("area", False)):
         criterion = _criterion(Options({"mask_downsample": mode}, {}, {}), only=["enhancement"])
-        loss, _ = criterion(outputs, only_first, vocabulary, criterion.counts(only_first, vocabulary))
+        loss, _ = criterion(outputs, only_first, criterion.counts(only_first))
         gradient = torch.autograd.grad(loss, outputs.attention[2].query, retain_graph=True)[0]
         assert (loss.item() == 1.0) is dead
         assert (gradient.abs().sum() == 0) == dead
@@ -210,7 +211,7 @@ def test_softmin_lies_between_the_minimum_and_the_mean(make_batch, make_outputs,
 
     def value(**options):
         criterion = _criterion(Options({}, {}, options), only=["enhancement"])
-        return criterion(outputs, batch, vocabulary, criterion.counts(batch, vocabulary))[0].item()
+        return criterion(outputs, batch, criterion.counts(batch))[0].item()
 
     hard = value(reduction="min")
     assert value(reduction="softmin", temperature=1e-4) == pytest.approx(hard, abs=1e-3)
@@ -223,7 +224,7 @@ def test_surrogate_changes_the_gradient_and_not_the_value(make_batch, make_outpu
     losses, slopes = {}, {}
     for surrogate in ("sigmoid", "none"):
         criterion = _criterion(DEFAULT, only=["separation"], surrogate=surrogate)
-        losses[surrogate], _ = criterion(outputs, batch, vocabulary, criterion.counts(batch, vocabulary))
+        losses[surrogate], _ = criterion(outputs, batch, criterion.counts(batch))
         slopes[surrogate] = gradients(losses[surrogate], outputs)["query2"].abs().sum()
     assert losses["sigmoid"].item() == pytest.approx(losses["none"].item(), abs=1e-12)
     assert slopes["none"] == 0
@@ -236,12 +237,12 @@ def test_following_the_gradient_lowers_the_value(make_batch, make_outputs, vocab
     batch = make_batch("several_objects")
     outputs = make_outputs(batch)
     criterion = _criterion(DEFAULT, only=[name])
-    counts = criterion.counts(batch, vocabulary)
+    counts = criterion.counts(batch)
     optimizer = torch.optim.Adam([outputs.attention[2].query, outputs.attention[2].key], lr=0.05)
     history = []
     for _ in range(40):
         optimizer.zero_grad()
-        loss, values = criterion(outputs, batch, vocabulary, counts)
+        loss, values = criterion(outputs, batch, counts)
         loss.backward()
         optimizer.step()
         history.append(values[name].item())
@@ -278,13 +279,13 @@ def test_missing_layers_and_foreign_models_are_refused(make_batch, make_outputs,
     batch = make_batch("one_image")
     outputs = make_outputs(batch)
     criterion = _criterion(DEFAULT, layers=(0,))
-    counts = criterion.counts(batch, vocabulary)
-    with pytest.raises(ValueError, match="attention_layers=criterion.attention_layers"):
-        criterion(outputs, batch, vocabulary, counts)
+    counts = criterion.counts(batch)
+    with pytest.raises(ValueError, match=r"gave attention of decoder layers \[1, 2\], not of \[0\]"):
+        criterion(outputs, batch, counts)
     layer = outputs.attention[2]
     fewer = DecoderAttention(layer.query[:, :-2], layer.key[:, :-2], layer.scale, layer.grid)
     with pytest.raises(ValueError, match="criterion=clipseg"):
-        criterion(Outputs(object_part=outputs.object_part, attention={0: fewer}), batch, vocabulary, counts)
+        criterion(PartClipSegOutputs(object_part=outputs.object_part, attention={0: fewer}), batch, counts)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL, resize_labels
 from partseg.systems.part_clipseg.attention_maps import MaskAttention
-from partseg.systems.part_clipseg.heatmaps import Heatmaps, LabelledPicture, cells, heatmaps, measure, nearest, summary
+from partseg.systems.part_clipseg.heatmaps import Heatmaps, LabelledPicture, cells, heatmaps, measure, summary
 from partseg.utils.config import compose, instantiate
 
 
@@ -22,7 +22,8 @@ def picture(vocabulary) -> LabelledPicture:
 
 def test_values_are_those_of_the_terms(make_batch, make_outputs, vocabulary):
     batch = make_batch("one_image")
-    found = measure(make_outputs(batch), batch, vocabulary, options=MaskAttention(), gamma=0.3, sigma=0.5)
+    outputs = make_outputs(batch)
+    found = measure(lambda *_, **__: outputs, batch, options=MaskAttention(), gamma=0.3, sigma=0.5)
     present = sorted(set(batch.object_part.unique().tolist()) - {IGNORE_LABEL})
     assert list(found.labels) == present
     assert found.maps.shape == (len(present), 4, 5)
@@ -57,7 +58,7 @@ def test_a_picture_without_parts_draws_nothing(picture):
     assert summary([nothing, something]).startswith("separation 0.500, enhancement 0.250, mean of 1 ")
 
 
-def test_nearest_takes_the_first_pixel_of_each_cell():
+def test_labels_are_those_under_the_centre_of_each_cell():
     labels = np.arange(24).reshape(4, 6)
-    assert nearest(labels, (2, 3)).tolist() == [[0, 2, 4], [12, 14, 16]]
-    assert nearest(nearest(labels, (8, 12)), (4, 6)).tolist() == labels.tolist()
+    assert resize_labels(labels, (2, 3)).tolist() == [[7, 9, 11], [19, 21, 23]]
+    assert resize_labels(resize_labels(labels, (8, 12)), (4, 6)).tolist() == labels.tolist()

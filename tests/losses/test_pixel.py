@@ -67,7 +67,7 @@ def test_mask_losses_equal_the_literal_loops(batch, make_outputs, vocabulary, gr
     }
     for name, term in terms.items():
         criterion = Criterion(terms={name: {"weight": 2.0, "term": term}})
-        loss, values = criterion(outputs, batch, vocabulary, criterion.counts(batch, vocabulary))
+        loss, values = criterion(outputs, batch, criterion.counts(batch))
         torch.testing.assert_close(values[name], expected[name].detach(), rtol=1e-12, atol=1e-14)
         want = gradients(2 * expected[name], outputs)
         torch.testing.assert_close(gradients(loss, outputs), want, rtol=1e-10, atol=1e-14)
@@ -97,7 +97,7 @@ def test_authors_clipseg_is_one_mean_over_all_pixels(batch, make_outputs, vocabu
     expected = _mean(elements, outputs.object_part.sum() * 0)
     term = ObjectPartBCE(unlabelled_as_background=True, joint_mean=True)
     criterion = Criterion(terms={"object_part": {"weight": 1.0, "term": term}})
-    loss, _ = criterion(outputs, batch, vocabulary, criterion.counts(batch, vocabulary))
+    loss, _ = criterion(outputs, batch, criterion.counts(batch))
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)
     want, have = gradients(expected, outputs)["object_part"], gradients(loss, outputs)["object_part"]
     torch.testing.assert_close(have, want, rtol=1e-10, atol=1e-14)
@@ -110,7 +110,7 @@ def test_renormalised_mean_divides_by_the_weights(make_batch, make_outputs, voca
     for renormalise in (False, True):
         term = ObjectPartBCE(background_weight=0.05, renormalise=renormalise)
         criterion = Criterion(terms={"object_part": {"weight": 1.0, "term": term}})
-        values[renormalise] = criterion(outputs, batch, vocabulary, criterion.counts(batch, vocabulary))[0]
+        values[renormalise] = criterion(outputs, batch, criterion.counts(batch))[0]
     elements = len(vocabulary) + 1
     torch.testing.assert_close(values[True] * (elements - 0.95), values[False] * elements)
 
@@ -132,9 +132,9 @@ def test_bfloat16_logits_are_summed_in_float32(make_batch, make_outputs, vocabul
     exact = make_outputs(batch).object_part.detach()
     logits = exact.bfloat16().requires_grad_()
     criterion = Criterion(terms={"object_part": {"weight": 1.0, "term": ObjectPartBCE()}})
-    counts = criterion.counts(batch, vocabulary)
-    loss, _ = criterion(Outputs(object_part=logits), batch, vocabulary, counts)
-    rounded, _ = criterion(Outputs(object_part=logits.detach().double()), batch, vocabulary, counts)
+    counts = criterion.counts(batch)
+    loss, _ = criterion(Outputs(object_part=logits), batch, counts)
+    rounded, _ = criterion(Outputs(object_part=logits.detach().double()), batch, counts)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), rounded, rtol=1e-6, atol=0)
     loss.backward()
@@ -159,7 +159,7 @@ def test_wrong_label_size_names_the_key(make_batch, make_outputs, vocabulary):
     outputs = Outputs(object_part=torch.zeros(1, len(vocabulary) + 1, 8, 8))
     criterion = Criterion(terms={"object_part": {"weight": 1.0, "term": ObjectPartBCE()}})
     with pytest.raises(ValueError, match=r"augmentation\.size"):
-        criterion(outputs, batch, vocabulary, criterion.counts(batch, vocabulary))
+        criterion(outputs, batch, criterion.counts(batch))
 
 
 @pytest.mark.parametrize(("level", "term"), [("object", ObjectBCE()), ("part", PartBCE())])
@@ -168,4 +168,4 @@ def test_a_model_without_the_head_is_refused(make_batch, vocabulary, level, term
     outputs = Outputs(object_part=torch.zeros(1, len(vocabulary) + 1, 16, 20))
     criterion = Criterion(terms={level: {"weight": 1.0, "term": term}})
     with pytest.raises(ValueError, match=f"no {level} logits"):
-        criterion(outputs, batch, vocabulary, criterion.counts(batch, vocabulary))
+        criterion(outputs, batch, criterion.counts(batch))

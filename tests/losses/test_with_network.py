@@ -1,8 +1,9 @@
-"""The criterion files on a real, small PartCLIPSeg and CLIPSeg: who gets a gradient."""
+"""The criterion files on a real, small PartCLIPSeg and CLIPSeg: who gets a gradient in a step of the trainer."""
 
 import pytest
 import torch
 
+from partseg.engine.trainer import Trainer
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.structures import Batch
 from partseg.utils.config import compose, instantiate
@@ -11,7 +12,7 @@ SIZE = 128
 
 
 @pytest.fixture
-def photo() -> Batch:
+def photo(vocabulary) -> Batch:
     """Two images: a dog with a three-pixel tail and a car with both its parts; dog and car at other sizes."""
     obj = torch.full((2, SIZE, SIZE), BACKGROUND_LABEL, dtype=torch.int32)
     part = torch.full_like(obj, IGNORE_LABEL)
@@ -21,18 +22,31 @@ def photo() -> Batch:
     part[1, 12:40, 12:40], part[1, 50:90, 20:50] = 5, 6
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-    return Batch(images, part, obj, ("dog.jpg", "car.jpg"))
+    return Batch(images, part, obj, ("dog.jpg", "car.jpg"), vocabulary)
 
 
-def _gradients(batch, vocabulary, overrides):
-    """Term values, and the gradient of every trainable parameter (None where the loss does not depend on it)."""
+def _gradients(batch, overrides):
+    """Term values, and the gradient of every trainable parameter (None where it has none)."""
     config = compose("train", overrides)
     torch.manual_seed(0)
     model, criterion = instantiate(config.model), instantiate(config.criterion)
-    outputs = model(batch.images, vocabulary, attention_layers=criterion.attention_layers)
-    loss, values = criterion(outputs, batch, vocabulary, criterion.counts(batch, vocabulary))
-    loss.backward()
-    return values, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    found = {}
+
+    class Keep(torch.optim.SGD):
+        def step(self):
+            found.update({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    trainer = Trainer(
+        model,
+        criterion=criterion,
+        optimizer=Keep([{"params": trained, "initial_lr": 1.0}]),
+        schedule=lambda _: 1.0,
+        loader=[batch],
+        vocabulary=batch.vocabulary,
+        iterations=1,
+    )
+    return trainer.step(iter([batch])).terms, found
 
 
 def _without(*terms):
@@ -55,17 +69,17 @@ TERMS = ("object_part", "object", "part", "separation", "enhancement")
     ],
     ids=lambda overrides: " ".join(overrides) or "default",
 )
-def test_every_trainable_parameter_takes_part(photo, vocabulary, overrides):
+def test_every_trainable_parameter_takes_part(photo, overrides):
     """What DDP needs with find_unused_parameters=False, for each way of switching terms off."""
-    _, gradients = _gradients(photo, vocabulary, ["model=part_clipseg_tiny", *overrides])
+    _, gradients = _gradients(photo, ["model=part_clipseg_tiny", *overrides])
     assert [name for name, gradient in gradients.items() if gradient is None] == []
 
 
 @pytest.mark.parametrize("criterion", ["partclipseg", "partclipseg_official"])
 @pytest.mark.parametrize("term", TERMS)
-def test_every_term_trains(photo, vocabulary, criterion, term):
+def test_every_term_trains(photo, criterion, term):
     others = _without(*(name for name in TERMS if name != term))
-    values, gradients = _gradients(photo, vocabulary, ["model=part_clipseg_tiny", f"criterion={criterion}", *others])
+    values, gradients = _gradients(photo, ["model=part_clipseg_tiny", f"criterion={criterion}", *others])
     reached = {name for name, gradient in gradients.items() if gradient.abs().max() > 0}
     assert values[term] > 0
     if (criterion, term) == ("partclipseg_official", "separation"):

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from partseg.backbones.clip_vit import ClipBackbone
+from partseg.labels import IGNORE_LABEL
+from partseg.structures import Batch
 from partseg.systems.clipseg.decoder import DecoderShape
 from partseg.systems.clipseg.network import ClipSeg
 from partseg.systems.part_clipseg.network import PartClipSeg
@@ -48,3 +50,15 @@ def build_clipseg():
 def images():
     """Two 64-pixel images."""
     return torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+
+
+@pytest.fixture
+def outputs_of():
+    """Training outputs of a model on pictures without labels; all logits unless told otherwise."""
+
+    def run(model, images, vocabulary, *more, reads=("object_part", "object", "part")):
+        nothing = torch.full((len(images), *images.shape[-2:]), IGNORE_LABEL, dtype=torch.int32)
+        batch = Batch(images, nothing, nothing, tuple(map(str, range(len(images)))), vocabulary)
+        return model(batch, reads=frozenset((*reads, *more)))
+
+    return run

@@ -14,7 +14,7 @@ import yaml
 
 from partseg.vocabulary.shipped import shipped_names
 from partseg.vocabulary.words import as_vocabulary
-from partseg.weights.load import to_part_clipseg
+from partseg.weights.load import export_weights
 
 FOLDER = "partseg/vocabulary/lists"
 
@@ -128,7 +128,7 @@ def published_classes(root, name: str) -> tuple[list[str], dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", shipped_names())
-def test_object_part_logits_with_the_authors_order_of_names(root, build_part_clipseg, name):
+def test_object_part_logits_with_the_authors_order_of_names(root, build_part_clipseg, outputs_of, name):
     model = build_part_clipseg(official_object_text_index=True).double().eval()
     classes, spelling = published_classes(root, name)
     order = AuthorsOrder(classes)
@@ -141,7 +141,7 @@ def test_object_part_logits_with_the_authors_order_of_names(root, build_part_cli
     mean, std = (np.array(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
         parts, objects, object_parts = authors_logits(
-            to_part_clipseg(model),
+            export_weights(model, "part_clipseg"),
             (images - torch.from_numpy(mean)) / torch.from_numpy(std),
             tokens,
             order,
@@ -150,9 +150,9 @@ def test_object_part_logits_with_the_authors_order_of_names(root, build_part_cli
             blocks=model.backbone.feature_blocks,
         )
         vocabulary = as_vocabulary(name)
-        ours = model(images, vocabulary)
+        ours = outputs_of(model, images, vocabulary)
         model.official_object_text_index = False
-        right = model(images, vocabulary)
+        right = outputs_of(model, images, vocabulary)
     assert list(vocabulary.object_parts) == classes
     scale = object_parts.abs().max()
     assert (ours.object_part[0] - object_parts).abs().max() < 1e-6 * scale

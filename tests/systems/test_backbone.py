@@ -6,7 +6,8 @@ import open_clip
 import pytest
 import torch
 
-from partseg.backbones.clip_vit import ClipBackbone, build_clip, clip_config, resize_position
+from partseg.backbones.clip_layouts import resize_position
+from partseg.backbones.clip_vit import ClipBackbone, build_clip, clip_config
 from partseg.text.encoder import encode_prompts
 
 

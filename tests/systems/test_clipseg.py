@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import safetensors.torch
@@ -63,11 +64,11 @@ def reference_logits(reference, images, prompts):
     return torch.stack(maps, dim=1)
 
 
-def assert_equal_to_reference(model, reference, size):
+def assert_equal_to_reference(model, reference, size, outputs_of):
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     expected = reference_logits(reference, images, VOCABULARY.prompts("object_part"))
     with torch.no_grad():
-        logits = model(images, VOCABULARY).object_part
+        logits = outputs_of(model, images, VOCABULARY).object_part
     assert logits.shape == (2, len(VOCABULARY) + 1, size, size)
     logits = logits[:, :-1]
     assert (logits - expected).abs().max() < 1e-4 * expected.std()
@@ -77,7 +78,7 @@ def assert_equal_to_reference(model, reference, size):
 
 
 @pytest.mark.parametrize("size", [224, 352])
-def test_logits_equal_transformers(tmp_path, size):
+def test_logits_equal_transformers(tmp_path, outputs_of, size):
     reference = shake(small_reference(), 0.1)
     safetensors.torch.save_file(reference.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "small.json").write_text(json.dumps(SMALL))
@@ -88,19 +89,19 @@ def test_logits_equal_transformers(tmp_path, size):
         decoder=DecoderShape(width=32, heads=4, hidden=80),
     )
     load_weights(model, str(tmp_path / "model.safetensors"), require=("backbone", "decoder"))
-    assert_equal_to_reference(model, reference, size)
+    assert_equal_to_reference(model, reference, size, outputs_of)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [224, 352])
-def test_logits_equal_transformers_at_real_size(tmp_path, size):
+def test_logits_equal_transformers_at_real_size(tmp_path, outputs_of, size):
     config = transformers.CLIPSegConfig(use_complex_transposed_convolution=True, vision_config={"patch_size": 16})
     reference = shake(transformers.CLIPSegForImageSegmentation(config), 0.01)
     safetensors.torch.save_file(reference.state_dict(), tmp_path / "model.safetensors")
     model = ClipSeg(ClipBackbone(), adapter_ratio=None, trainable=("decoder.*",))
     report = load_weights(model, str(tmp_path / "model.safetensors"), require=("backbone", "decoder"))
     assert report.missing == ("background",) and not report.unexpected
-    assert_equal_to_reference(model, reference, size)
+    assert_equal_to_reference(model, reference, size, outputs_of)
 
 
 @pytest.fixture(scope="module")
@@ -129,18 +130,25 @@ def test_token_ids_equal_transformers_for_every_class(root, reference_tokenizer,
         assert not row[len(expected) :].any()
 
 
-def test_chunks_do_not_change_the_result(build_clipseg, images, vocabulary):
+def test_chunks_do_not_change_the_result(build_clipseg, outputs_of, images, vocabulary):
     model = build_clipseg().double()
     with torch.no_grad():
-        whole = model(images, vocabulary, attention_layers=(2,))
+        whole = outputs_of(model, images, vocabulary)
         model.decoder.prompt_chunk = 3
-        parts = model(images, vocabulary, attention_layers=(2,))
+        parts = outputs_of(model, images, vocabulary)
     torch.testing.assert_close(parts.object_part, whole.object_part, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(parts.attention[2].query, whole.attention[2].query, rtol=1e-9, atol=1e-9)
 
 
-def test_text_of_another_vocabulary_is_refused(build_clipseg, images, vocabulary):
-    model = build_clipseg()
-    other = Vocabulary.from_mapping({"dog": ["head"]})
-    with pytest.raises(ValueError, match="encode_text"):
-        model(images, vocabulary, text=model.encode_text(other))
+def test_predictions_are_the_logits_of_training(build_clipseg, outputs_of, images, vocabulary):
+    """... and prompts bring their own words: there is no second vocabulary that they could disagree with."""
+    model = build_clipseg().eval()
+    kept = np.array([True, False, True, True, False, False, True])
+    with torch.inference_mode():
+        prompts = model.encode_text(vocabulary)
+        for asked, words in ((prompts, vocabulary), (prompts.subset(kept), vocabulary.subset(kept))):
+            expected = outputs_of(model, images, words).object_part
+            found = model.predict(images, asked, sizes=[(64, 64), (30, 40)])
+            for scores, logits in zip(found, expected, strict=True):
+                torch.testing.assert_close(scores.object_part, logits)
+                assert scores.object is None
+            assert [scores.size for scores in found] == [(64, 64), (30, 40)]

@@ -9,26 +9,26 @@ import pytest
 import safetensors.torch
 import torch
 
+from partseg.backbones.clip_layouts import OPEN_CLIP
 from partseg.backbones.clip_vit import ClipBackbone, clip_config
-from partseg.models import sources
 from partseg.systems.clipseg.decoder import DecoderShape
-from partseg.systems.clipseg.network import ClipSeg
 from partseg.systems.part_clipseg.network import PartClipSeg
-from partseg.weights.load import load_weights, to_hf_clipseg, to_open_clip, to_part_clipseg
+from partseg.weights import sources
+from partseg.weights.load import export_weights, load_weights
 
 
 def save_hf(model, folder):
-    safetensors.torch.save_file(to_hf_clipseg(model), folder / "model.safetensors")
+    safetensors.torch.save_file(export_weights(model, "hf_clipseg"), folder / "model.safetensors")
     return folder / "model.safetensors"
 
 
 def save_hf_bin(model, folder):
-    torch.save(to_hf_clipseg(model), folder / "pytorch_model.bin")
+    torch.save(export_weights(model, "hf_clipseg"), folder / "pytorch_model.bin")
     return folder / "pytorch_model.bin"
 
 
 def save_authors(model, folder):
-    state = {f"partclipseg_model.{k}": v for k, v in to_part_clipseg(model).items()}
+    state = {f"partclipseg_model.{k}": v for k, v in export_weights(model, "part_clipseg").items()}
     torch.save({"model": {**state, "pixel_mean": torch.zeros(3, 1, 1)}, "iteration": 19999}, folder / "authors.pth")
     return folder / "authors.pth"
 
@@ -39,7 +39,7 @@ def save_ours(model, folder):
 
 
 def save_open_clip(model, folder):
-    state = {f"module.{k}": v.half() for k, v in to_open_clip(model).items()}
+    state = {f"module.{k}": v.half() for k, v in export_weights(model, "open_clip").items()}
     torch.save({"state_dict": state, "epoch": 32, "name": "run"}, folder / "clip.pt")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
     return folder / "clip.pt"
@@ -74,22 +74,22 @@ def test_round_trip_restores_every_tensor(tmp_path, build_part_clipseg, kind):
 
 
 @pytest.mark.parametrize("kind", ["part_clipseg", "partseg"])
-def test_round_trip_restores_outputs(tmp_path, build_part_clipseg, images, vocabulary, kind):
+def test_round_trip_restores_outputs(tmp_path, build_part_clipseg, outputs_of, images, vocabulary, kind):
     source, model = build_part_clipseg(), build_part_clipseg()
     load_weights(model, str(FORMATS[kind][0](source, tmp_path)))
     with torch.no_grad():
-        a, b = source(images, vocabulary), model(images, vocabulary)
+        a, b = (outputs_of(each, images, vocabulary) for each in (source, model))
     assert torch.equal(a.object_part, b.object_part) and torch.equal(a.object, b.object)
 
 
 @pytest.mark.parametrize(
-    "export, file", [(to_hf_clipseg, "clipseg_hf_keys.txt"), (to_part_clipseg, "partclipseg_keys.txt")]
+    "layout, file", [("hf_clipseg", "clipseg_hf_keys.txt"), ("part_clipseg", "partclipseg_keys.txt")]
 )
-def test_exports_have_the_names_and_shapes_of_public_files(samples, export, file):
+def test_exports_have_the_names_and_shapes_of_public_files(samples, layout, file):
     lines = (samples.parent / "spec" / file).read_text().splitlines()
     public = {line.split("\t")[0]: json.loads(line.split("\t")[1]) for line in lines if "\t" in line and line[0] != "#"}
     with torch.device("meta"):
-        state = export(PartClipSeg(ClipBackbone()))
+        state = export_weights(PartClipSeg(ClipBackbone()), layout)
     assert {name: list(tensor.shape) for name, tensor in state.items()} == public
 
 
@@ -107,7 +107,7 @@ def test_clipseg_weights_start_the_pair_head(tmp_path, build_part_clipseg):
 
 def test_position_of_another_input_size_is_resized(tmp_path, build_clipseg):
     source, model = build_clipseg(), build_clipseg()
-    state = to_hf_clipseg(source)
+    state = export_weights(source, "hf_clipseg")
     name = "clip.vision_model.embeddings.position_embedding.weight"
     state[name] = torch.ones(1 + 11 * 11, 128)
     safetensors.torch.save_file(state, tmp_path / "model.safetensors")
@@ -158,7 +158,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, build_clipseg):
 
 def test_files_without_known_tensors_are_refused(tmp_path, build_clipseg):
     torch.save({"model": {"conv.weight": torch.zeros(1)}}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="no known layout.*conv.weight"):
+    with pytest.raises(ValueError, match="no layout that this model reads.*conv.weight"):
         load_weights(build_clipseg(), str(tmp_path / "other.pth"))
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
     with pytest.raises(ValueError, match="holds no tensors"):
@@ -170,7 +170,8 @@ def test_files_without_known_tensors_are_refused(tmp_path, build_clipseg):
 def gelu_model(tmp_path, build_clipseg):
     """The small model with plain GELU."""
     (tmp_path / "gelu.json").write_text(json.dumps({**clip_config("partseg-tiny-16"), "quick_gelu": False}))
-    return ClipSeg(ClipBackbone(str(tmp_path / "gelu.json"), feature_blocks=(1, 2, 3)), decoder=DecoderShape(hidden=96))
+    backbone = ClipBackbone(str(tmp_path / "gelu.json"), feature_blocks=(1, 2, 3))
+    return PartClipSeg(backbone, decoder=DecoderShape(hidden=96))
 
 
 @pytest.mark.parametrize("save", [save_hf, save_authors, save_ours, save_open_clip])
@@ -198,13 +199,14 @@ def test_openai_scripted_archives_are_quick_gelu(tmp_path):
             super().__init__()
             self.visual = torch.nn.Module()
             self.visual.conv1 = torch.nn.Conv2d(3, 4, 2)
+            self.token_embedding = torch.nn.Embedding(2, 4)
 
         def forward(self, x):
             return x
 
     torch.jit.save(torch.jit.trace(Scripted(), torch.zeros(1)), str(tmp_path / "ViT.pt"))
-    weights = sources.read_weights(str(tmp_path / "ViT.pt"), clip_name="ViT-B-16")
-    assert weights.quick_gelu is True and weights.layout == "open_clip"
+    weights = sources.read_weights(str(tmp_path / "ViT.pt"), layouts=[OPEN_CLIP], clip_name="ViT-B-16")
+    assert weights.quick_gelu is True and weights.layout.name == "open_clip"
 
 
 # ---- hub and tags ----

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from partseg.models import layers
+from partseg.systems.clipseg import layers
 from partseg.systems.clipseg.layers import FeedForward, MaskHead, over_prompts
 
 

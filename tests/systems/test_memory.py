@@ -21,9 +21,9 @@ def measure(num_classes):
     model, vocabulary = PartClipSeg(ClipBackbone()), made_up_vocabulary(num_classes)
     images = torch.zeros(1, 3, 352, 352, dtype=torch.uint8)
     with torch.inference_mode():
-        text = model.encode_text(vocabulary)
+        prompts = model.encode_text(vocabulary)
         start, cpu = time.perf_counter(), time.process_time()
-        model(images, vocabulary, text=text)
+        model.predict(images, prompts, sizes=[(352, 352)])
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from partseg.models.backbone import build_clip
-from partseg.models.scripted import is_scripted, scripted_state
 from torch import nn
+
+from partseg.backbones.clip_vit import build_clip
+from partseg.weights.scripted import is_scripted, scripted_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
-from partseg.text.encoder import encode_prompts, tokenize
+from partseg.text.encoder import PromptCache, encode_prompts, tokenize
 from partseg.text.templates import TEMPLATES, resolve_template
 
 
@@ -48,3 +48,29 @@ def test_templates_are_names_or_texts():
     for bad in ("fotos", "{} {}", ""):
         with pytest.raises(ValueError, match="exactly once"):
             resolve_template(bad)
+
+
+def test_prompts_of_frozen_weights_are_kept_until_a_weight_changes():
+    cache, calls = PromptCache(), []
+    weights = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
+
+    def encode(prompts):
+        calls.append(tuple(prompts))
+        return torch.tensor([[float(len(prompt))] for prompt in prompts]) * weights[1].sum()
+
+    def features(*prompts):
+        return cache.features(prompts, encode, weights=weights)
+
+    assert features("leg", "head", "leg").flatten().tolist() == [9, 12, 9]
+    with torch.inference_mode():
+        assert features("head", "tails").flatten().tolist() == [12, 15]
+    assert not features("tails").is_inference() and not features("tails").requires_grad
+    assert calls == [("leg", "head"), ("tails",)]
+    with torch.no_grad():
+        weights[1].mul_(2)
+    assert features("head").item() == 24
+    weights[1].data = torch.zeros(3)
+    assert features("head").item() == 0
+    with torch.autocast("cpu", torch.bfloat16):
+        features("head")
+    assert calls[2:] == [("head",)] * 3

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from partseg.structures import Batch
 from partseg.vocabulary.names import Vocabulary
+
+DENSE = frozenset(("object_part", "object", "part"))
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,9 @@ def forward_cost(build: Callable[[], nn.Module], vocabulary: Vocabulary, *, imag
     """Cost of one forward pass with gradients."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build()
-        size = image_size or int(model.image_size)  # type: ignore[arg-type]
-        images = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+        size: Size = (image_size, image_size) if image_size else model.input.size  # type: ignore[union-attr,assignment]
+        images, labels = torch.zeros(1, 3, *size, dtype=torch.uint8), torch.zeros(1, *size, dtype=torch.int32)
+        batch = Batch(images, labels, labels, ("",), vocabulary)
         saved: dict[int, Tensor] = {}
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
 
@@ -48,10 +52,11 @@ def forward_cost(build: Callable[[], nn.Module], vocabulary: Vocabulary, *, imag
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             with FlopCounterMode(display=False) as text_counter:
-                text = model.encode_text(vocabulary)  # type: ignore[operator]
+                prompts = model.encode_text(vocabulary)  # type: ignore[operator]
             text_bytes = saved_bytes()
+            model.encode_text = lambda _: prompts  # type: ignore[assignment]
             with FlopCounterMode(display=False) as image_counter:
-                model(images, vocabulary, text=text)
+                model(batch, reads=DENSE)
         return Cost(
             vocabulary=vocabulary.name,
             num_classes=len(vocabulary),

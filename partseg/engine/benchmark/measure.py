@@ -9,7 +9,7 @@ import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,8 @@ def training_step(config: DictConfig, case: Case) -> TrainStep:
     vocabulary = vocabulary_of(config, case.num_classes, training=True)
     batch = random_batch(vocabulary, batch_size=case.batch_size, input=model.input)
     share = config.train.prompt_share
+    if share is not None:  # for label maps only
+        batch = replace(batch, instances=None, given=None)
     return TrainStep(
         model,
         criterion=instantiate(config.criterion),

@@ -75,7 +75,12 @@ class ClipSegBase(nn.Module):
             prompt_chunk=prompt_chunk,
             checkpointing=decoder_checkpoint,
         )
-        self.background = nn.Parameter(torch.randn(1, backbone.text_dim) * backbone.text_dim**-0.5)
+        self.background = nn.Parameter(torch.empty(1, backbone.text_dim))
+
+    @torch.no_grad()
+    def start_background(self) -> None:
+        """Draw the background vector; after all modules, so that a seed gives the weights that it always gave."""
+        self.background.copy_(torch.randn_like(self.background) * self.background.shape[1] ** -0.5)
 
     def set_trainable(self, patterns: Sequence[str], *, text_embeddings: bool, background: bool) -> None:
         """Freeze everything but the patterns and what the switches name; called once all modules are there."""
@@ -134,6 +139,7 @@ class ClipSeg(ClipSegBase):
             prompt_chunk=prompt_chunk,
             decoder_checkpoint=decoder_checkpoint,
         )
+        self.start_background()
         self.set_trainable(trainable, text_embeddings=train_text_embeddings, background=train_background)
 
     def encode_text(self, words: Words) -> ClipSegPrompts:

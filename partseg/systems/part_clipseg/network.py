@@ -153,6 +153,7 @@ class PartClipSeg(ClipSegBase):
         self.official_object_text_index = official_object_text_index
         self.pair = PairHead(text_dim=backbone.text_dim, width=self.shape.width, patch_size=backbone.patch_size)
         self.start_pair_from_decoder()
+        self.start_background()
         self.set_trainable(trainable, text_embeddings=train_text_embeddings, background=train_background)
 
     def start_pair_from_decoder(self) -> None:

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from partseg.data import transforms
-from partseg.geometry import Geometry
+from partseg.geometry import Geometry, InputSpec, random_box, short_edge, to_tensor
 
 SIZES = [((375, 500), (352, 352)), ((30, 41), (7, 9)), ((5, 5), (12, 31)), ((1, 9), (3, 3))]
 
@@ -54,21 +53,20 @@ def test_no_sizes_keep_the_crop():
     [(375, 500, 1333, (800, 1067)), (500, 375, None, (1067, 800)), (100, 400, 1333, (333, 1333))],
 )
 def test_short_edge(height, width, long_edge, expected):
-    assert transforms.via_short_edge(height, width, short_edge=800, long_edge=long_edge) == (expected,)
-    assert transforms.via_short_edge(height, width, short_edge=None, long_edge=long_edge) == ()
+    assert short_edge(height, width, 800, long_edge) == expected
 
 
 def test_random_box_stays_inside_and_is_reproducible():
     rng, again = np.random.default_rng(3), np.random.default_rng(3)
     for _ in range(200):
-        box = transforms.random_box(30, 50, scale=(0.3, 1.0), ratio=(0.5, 2.0), rng=rng)
-        assert box == transforms.random_box(30, 50, scale=(0.3, 1.0), ratio=(0.5, 2.0), rng=again)
+        box = random_box(30, 50, scale=(0.3, 1.0), ratio=(0.5, 2.0), rng=rng)
+        assert box == random_box(30, 50, scale=(0.3, 1.0), ratio=(0.5, 2.0), rng=again)
         left, top, right, bottom = box
         assert 0 <= left < right <= 50 and 0 <= top < bottom <= 30
-    assert transforms.random_box(30, 50, scale=None, ratio=(1, 1), rng=rng) == (0, 0, 50, 30)
+    assert random_box(30, 50, scale=None, ratio=(1, 1), rng=rng) == (0, 0, 50, 30)
 
 
 def test_channel_order():
     image = Image.new("RGB", (2, 2), (1, 2, 3))
-    assert transforms.to_tensor(image, channel_order="rgb")[:, 0, 0].tolist() == [1, 2, 3]
-    assert transforms.to_tensor(image, channel_order="bgr")[:, 0, 0].tolist() == [3, 2, 1]
+    assert to_tensor(image, channel_order="rgb")[:, 0, 0].tolist() == [1, 2, 3]
+    assert to_tensor(image, channel_order="bgr")[:, 0, 0].tolist() == [3, 2, 1]

@@ -1,0 +1,76 @@
+"""Experiments that are only a system and a data set: composed from their names, not written out.
+
+`part_clipseg_pascal_part_116` is configs/experiment/part_clipseg.yaml on configs/dataset/pascal_part_116.yaml, and
+`..._ade20k_part_234_to_pascal_part_116` is trained on the one and watched on the other. Files of configs/experiment/
+that name a data set of their own are experiments as they stand.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.config_store import ConfigStore
+
+GROUP = "experiment"
+TINY = "_tiny"
+
+
+class Experiment(NamedTuple):
+    """The parts of a composed experiment's name; `evaluated` is the data set that is watched, if it is another."""
+
+    system: str
+    dataset: str
+    evaluated: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As given on the command line."""
+        return f"{self.system}_{self.dataset}" + (f"_to_{self.evaluated}" if self.evaluated else "")
+
+
+def experiments(folder: Path) -> list[Experiment]:
+    """Every system of configs/experiment/ with every data set, and with every pair of full benchmarks."""
+    systems = sorted(stems(folder / GROUP) & stems(folder / "model"))
+    datasets = sorted(
+        name for name in stems(folder / "dataset") if not _needs_root(folder / "dataset" / f"{name}.yaml")
+    )
+    benchmarks = [name for name in datasets if "shot" not in name and not name.startswith("toy_")]
+    single = [Experiment(system, dataset) for system in systems for dataset in datasets]
+    return single + [Experiment(system, *pair) for system in systems for pair in permutations(benchmarks, 2)]
+
+
+def parse(name: str, folder: Path) -> Experiment | None:
+    """The parts of a composed experiment's name; None for a file of configs/experiment/ and for other names."""
+    return next((each for each in experiments(folder) if each.name == name), None)
+
+
+def register(folder: Path) -> None:
+    """Let Hydra know the composed experiments, so that they are choices like files: in sweeps, lists and errors."""
+    store = ConfigStore.instance()
+    for each in experiments(folder):
+        defaults: list[Any] = [each.system, {"override /dataset": each.dataset}]
+        if each.evaluated is not None:
+            defaults.append({"override /dataset@eval_dataset": each.evaluated})
+        store.store(group=GROUP, name=each.name, package="_global_", node={"defaults": defaults}, provider="partseg")
+
+
+def choices(folder: Path) -> list[str]:
+    """All names of the group: files and composed ones."""
+    return sorted(stems(folder / GROUP) | {each.name for each in experiments(folder)})
+
+
+def official(recipe: str, model: str) -> str:
+    """`recipe=official` spelled out for the model that is trained; the tiny models share their system's."""
+    return f"official_{model.removesuffix(TINY)}" if recipe == "official" else recipe
+
+
+def _needs_root(path: Path) -> bool:
+    """Whether a data set is a format, whose folder the user names, rather than a benchmark."""
+    return "root: ???" in path.read_text(encoding="utf-8")
+
+
+def stems(folder: Path) -> set[str]:
+    """Names of the YAML files of a folder."""
+    return {path.stem for path in folder.glob("*.yaml")}
