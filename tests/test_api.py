@@ -10,14 +10,15 @@ import torch
 from PIL import Image
 
 import partseg
-from partseg.api import Request, Segmenter
+from partseg.api import Segmenter
 from partseg.data import catalog
 from partseg.data.loader import build_eval_loader
 from partseg.data.mapper import EvalMapper
-from partseg.evaluation.evaluator import Evaluator
+from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.predictor import Predictor
 from partseg.evaluation.protocols import OracleObj, PredAll
 from partseg.evaluation.runner import run
+from partseg.requests import Request
 from partseg.utils.visualize import overlay
 
 WORDS = {"dog": ["head", "tail"], "car": ["wheel"]}
@@ -45,8 +46,8 @@ def test_import_is_light():
 def test_labels_are_those_of_the_evaluation(segmenter, toy_run):
     """Every pixel of every image, both protocols, whatever the batch."""
     root = toy_run.parent / "data" / "ToyPascalPart116"
-    size = segmenter.model.image_size
-    dataset = catalog.get("toy_pascal_part_116", split="val", root=str(root), mapper=EvalMapper(size=size))
+    mapper = EvalMapper(segmenter.model.input)
+    dataset = catalog.get("toy_pascal_part_116", split="val", root=str(root), mapper=mapper)
     expected: dict[str, dict[str, np.ndarray]] = {"pred_all": {}, "oracle_obj": {}}
 
     def keep(sample, labels):
@@ -58,7 +59,7 @@ def test_labels_are_those_of_the_evaluation(segmenter, toy_run):
         build_eval_loader(dataset, batch_size=2, num_workers=0, rank=0, world_size=1),
         vocabulary=dataset.vocabulary,
         predictor=Predictor(),
-        evaluators={"pred_all": Evaluator(PredAll()), "oracle_obj": Evaluator(OracleObj())},
+        evaluators={"pred_all": PixelEvaluator(PredAll()), "oracle_obj": PixelEvaluator(OracleObj())},
         on_labels=keep,
     )
     files = [record.file_name for record in dataset.records]
@@ -126,7 +127,7 @@ def test_an_object_mask_confines_the_parts(segmenter, photo, tmp_path):
 def test_attention_is_given_for_the_parts_found(segmenter, photo):
     prediction = segmenter.predict(photo, WORDS, protocol="oracle_obj", object="dog", attention=True)
     assert set(prediction.attention) == {segment.name for segment in prediction.segments}
-    cells = segmenter.model.image_size // segmenter.model.patch_size
+    cells = segmenter.model.input.size[0] // segmenter.model.backbone.patch_size
     for heat in prediction.attention.values():
         assert heat.shape == (cells, cells)
         assert 0 <= heat.min() < heat.max()

@@ -12,6 +12,7 @@ from torch import nn
 from partseg.engine.checkpoint import Checkpoints
 from partseg.engine.hooks import Run
 from partseg.utils import config
+from partseg.utils.experiments import experiments
 
 FOLDER = config.config_dir()
 FILES = sorted(p for p in FOLDER.rglob("*.yaml") if p.parent.name != "local")
@@ -29,6 +30,8 @@ ROUNDS = [
     for names in zip_longest(*SINGLE.values())
 ]
 RUNS = [f"{group}={name}" for group in WHOLE_RUNS for name in GROUPS[group]]
+SYSTEMS = [name for name in GROUPS["experiment"] if not name.startswith("toy")]
+COMPOSED = [each.name for each in experiments(FOLDER) if not each.dataset.startswith("toy")]
 
 
 @cache
@@ -54,14 +57,19 @@ def test_run_composes_and_binds(override):
     assert cfg.name and {metric.split("/")[0] for metric in cfg.best.metrics} <= set(cfg.evaluator)
 
 
-@pytest.mark.parametrize("name", [n for n in GROUPS["experiment"] if not n.startswith("toy")])
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_experiment_opens_with_what_a_user_needs_to_know(name):
     text = (FOLDER / "experiment" / f"{name}.yaml").read_text()
     header = text[: text.index("defaults:")]
-    assert f"python tools/train_net.py experiment={name}" in header
-    for word in ("Hardware:", "Memory", "Time:", "Published"):
+    assert f"python tools/train_net.py experiment={name}_pascal_part_116" in header
+    for word in ("Hardware:", "Memory", "time:", "Published"):
         assert word in header
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_every_experiment_has_the_papers_recipe(name):
     cfg = config.compose("train", [f"experiment={name}"])
+    config.bind(cfg)
     recipe = (
         cfg.train.iterations,
         cfg.train.batch_size,
@@ -71,6 +79,16 @@ def test_experiment_opens_with_what_a_user_needs_to_know(name):
     )
     assert recipe == (20000, 8, 0.01, 1e-4, 1e-4) and cfg.seed == 12345678
     assert (cfg.schedule.power, cfg.schedule.warmup_iterations, cfg.hooks.evaluate.every) == (0.9, 0, 1000)
+    assert cfg.name == name and cfg.init_from == "CIDAS/clipseg-rd64-refined"
+    # with few shots and across data sets nothing is unseen
+    score = "mIoU" if "shot" in name or "_to_" in name else "mIoU_harmonic"
+    assert cfg.best.metrics == [f"oracle_obj/{score}", f"pred_all/{score}"]
+
+
+def test_the_experiments_of_the_paper_are_composed():
+    names = [f"{data}{kind}" for data in ("pascal_part_116", "ade20k_part_234") for kind in ("", "_16shot")]
+    names += ["partimagenet_40", *(f"{data}_to_pascal_part_116" for data in ("partimagenet_40", "ade20k_part_234"))]
+    assert {f"{system}_{name}" for system in SYSTEMS for name in names} <= set(COMPOSED)
 
 
 @pytest.mark.parametrize("overrides", ROUNDS, ids=lambda o: f"round_{ROUNDS.index(o)}")
@@ -79,13 +97,13 @@ def test_groups_compose_bind_and_build(overrides, tmp_path):
     config.bind(cfg)
     built = {name: config.instantiate(cfg[name]) for name in ("criterion", "schedule", "augmentation", "predictor")}
     assert built["schedule"](0) <= 1.0 and built["criterion"].terms
-    if "pred_obj" in cfg.evaluator:
-        cfg.evaluator.pred_obj.protocol.directory = str(tmp_path)  # the one value that a user must give
-    assert set(config.instantiate(cfg.evaluator)) == set(cfg.evaluator)
+    evaluators = config.instantiate(cfg.evaluator)
+    assert set(evaluators) == set(cfg.evaluator)
     optimizer = config.instantiate(cfg.optimizer, model=nn.Linear(2, 2))
     assert all("initial_lr" in group for group in optimizer.param_groups)
     checkpoints = Checkpoints(tmp_path, config={})
-    run = Run(tmp_path, checkpoints, writers=[], evaluate=dict, samples=None, vocabulary=None)
+    scoring = {"predictor": built["predictor"], "evaluators": evaluators}
+    run = Run(tmp_path, checkpoints, writers=[], evaluate=dict, samples=None, vocabulary=None, **scoring)
     assert all(config.instantiate(hook, run=run) for hook in cfg.hooks.values())
 
 

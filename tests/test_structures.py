@@ -6,6 +6,7 @@ import torch
 
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.structures import Batch, EvalBatch, Record, Sample, stack_images
+from partseg.vocabulary.names import Vocabulary
 
 
 def sample(value: int = 0) -> Sample:
@@ -17,7 +18,11 @@ def sample(value: int = 0) -> Sample:
 def batch() -> Batch:
     labels = torch.zeros(2, 4, 4, dtype=torch.int32)
     return Batch(
-        images=torch.zeros(2, 3, 4, 4, dtype=torch.uint8), object_part=labels, object=labels + 1, names=("a", "b")
+        images=torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+        object_part=labels,
+        object=labels + 1,
+        names=("a", "b"),
+        vocabulary=Vocabulary.from_mapping({"dog": ["head"]}),
     )
 
 
@@ -39,8 +44,8 @@ def test_pinned_batches_are_pinned():
 
 
 def test_stack_images():
-    images = stack_images([sample(1), sample(2)])
-    assert images.shape == (2, 3, 4, 4) and images[1].unique().tolist() == [2]
+    images, regions = stack_images([sample(1), sample(2)])
+    assert regions is None and images.shape == (2, 3, 4, 4) and images[1].unique().tolist() == [2]
     assert len(EvalBatch(images, (sample(), sample()))) == 2
 
 

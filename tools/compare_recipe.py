@@ -31,12 +31,18 @@ from partseg.engine.build import evaluation_set
 from partseg.engine.checkpoint import load
 from partseg.engine.trainer import Trainer
 from partseg.evaluation.runner import evaluate
+from partseg.losses.criterion import loss_of
 from partseg.utils import arguments
 from partseg.utils.config import compose, instantiate
 
 TRAINABLE = ("adapter.*", "decoder.*", "pair.*")
 TERMS = "criterion.terms"
 BOTH = ("separation", "enhancement")
+UNDECAYED = (
+    "decoder.layers.*.norm?.*",
+    "backbone.clip.token_embedding.weight",
+    "backbone.clip.positional_embedding",
+)
 CHOICES: dict[str, tuple[str, ...]] = {
     "ours": (),
     "official_object_text_index": ("model.official_object_text_index=true",),
@@ -45,8 +51,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "channel_order": ("augmentation.channel_order=bgr",),
     "short_edge": ("augmentation.short_edge=800", "augmentation.long_edge=1333"),
     "unseen_as_background": ("augmentation.unseen_as_background=true",),
+    "label_rule": ("augmentation.label_rule=corner",),
+    "drop_without_parts": ("augmentation.drop_without_parts=true",),
     "normalise": ("criterion.normalise=process",),
     "background_needs_object": (f"{TERMS}.object_part.term.background_needs_object=true",),
+    "labels_on_background": (f"{TERMS}.object_part.term.labels_on_background=both",),
     "mask_downsample": (f"{TERMS}.separation.term.maps.mask_downsample=nearest",),
     "normalise_by": (f"{TERMS}.separation.term.maps.normalise_by=tokens",),
     "halve_sum": (f"{TERMS}.separation.term.maps.halve_sum=true",),
@@ -56,6 +65,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "strict": (f"{TERMS}.separation.term.strict=true",),
     "surrogate": (f"{TERMS}.separation.term.surrogate=none",),
     "maximum_over": (f"{TERMS}.enhancement.term.maximum_over=image",),
+    "weight_decay": (f"optimizer.groups=[{','.join(f'{{pattern:{p!r},weight_decay:0.0}}' for p in UNDECAYED)}]",),
     "renormalise": tuple(f"{TERMS}.{t}.term.renormalise=true" for t in ("object_part", "object")),
     "recipe=official": ("recipe=official",),
 }
@@ -113,8 +123,7 @@ def one_step(config: DictConfig, weights: dict[str, Tensor]) -> tuple[float, dic
     model, train_set = build(config, weights)
     criterion = instantiate(config.criterion)
     batch = next(iter(build_train_loader(train_set, batch_size=config.train.batch_size, seed=config.seed)))
-    outputs = model(batch.images, train_set.vocabulary, attention_layers=criterion.attention_layers)
-    loss, terms = criterion(outputs, batch, train_set.vocabulary, criterion.counts(batch, train_set.vocabulary))
+    loss, terms, _ = loss_of(model, criterion, batch)
     loss.backward()
     gradient = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return float(loss.detach()), {n: float(v) for n, v in terms.items()}, gradient

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from partseg.evaluation import upsample
@@ -70,22 +70,19 @@ class ScoreReader:
         self.class_chunk = class_chunk
         self.has_objects = scores.object is not None
         self._best: dict[tuple[int, ...], Tensor] = {}
-        sums = [x.float().sum() for x in (scores.object_part, scores.object) if x is not None]
-        if not torch.isfinite(torch.stack(sums)).all():
-            raise ValueError(
-                "the network's scores are not finite (NaN or infinite): the weights or the precision are broken"
-            )
 
     @cached_property
     def objects(self) -> Int[Tensor, "h w"]:
         """Object with the highest score, O where background has it."""
         if self.scores.object is None:
             raise ValueError("the model has no object head: choose among all object-parts instead")
+        _check_finite(_finite_channels(self.scores.object))
         return upsample.argmax(self.scores.object, self.scores.size, chunk=self.class_chunk)
 
     @cached_property
     def object_parts(self) -> Int[Tensor, "h w"]:
         """Object-part with the highest score among all, K where background has it."""
+        _check_finite(self._finite)
         return upsample.argmax(self.scores.object_part, self.scores.size, chunk=self.class_chunk)
 
     def choose(self, choice: Choice) -> Int[Tensor, "h w"]:
@@ -94,11 +91,28 @@ class ScoreReader:
         for object_id in _present(choice.objects, len(choice.parts)):
             parts = choice.parts[object_id]
             if parts not in self._best:
+                _check_finite([self._finite[part] for part in parts])
                 self._best[parts] = upsample.argmax(
                     self.scores.object_part, self.scores.size, channels=parts, chunk=self.class_chunk
                 )
             labels = torch.where(choice.objects == object_id, self._best[parts], labels)
         return labels
+
+    @cached_property
+    def _finite(self) -> list[bool]:
+        """Of each object-part; only those in question are checked, the others may not have been prompted."""
+        return _finite_channels(self.scores.object_part)
+
+
+def _finite_channels(logits: Float[Tensor, "C H W"]) -> list[bool]:
+    return torch.isfinite(logits.float().sum((1, 2))).tolist()
+
+
+def _check_finite(channels: Sequence[bool]) -> None:
+    if not all(channels):
+        raise ValueError(
+            "the network's scores are not finite (NaN or infinite): the weights or the precision are broken"
+        )
 
 
 class SegmentReader:

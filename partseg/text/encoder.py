@@ -78,8 +78,8 @@ class PromptCache:
         """`encode(prompts)`, run only for prompts that were not met since the `weights` or the precision changed."""
         kind = weights[0].device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        # an in-place change of a weight raises its version, a replaced or moved one has another address
-        state = (precision, *((w.data_ptr(), w._version) for w in weights))
+        # an in-place change of a weight raises its version, a replaced or moved one has another storage
+        state = (precision, *((w.untyped_storage()._cdata, w._version) for w in weights))
         if state != self._state or len(self._features) > self.LIMIT:
             self._state, self._features = state, {}
         new = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._features))

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -57,6 +58,8 @@ def run(main: Callable[[OptionsT], int], options: type[OptionsT], usage: str | N
     if (needs and not arguments) or (arguments and arguments[0] in ("-h", "--help", "help")):
         print((usage or "").strip())  # noqa: T201  the help text is the tool's output
         return 0 if arguments else 2
+    if isinstance(sys.stdout, TextIOWrapper):  # a file name or class may have characters that the terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main(parse(options, arguments))
     except (ValueError, KeyError, OSError, ImportError) as error:

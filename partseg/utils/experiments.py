@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 
 GROUP = "experiment"
 TINY = "_tiny"
+FEW_SHOTS = "shot"
 
 
 class Experiment(NamedTuple):
@@ -36,7 +37,7 @@ def experiments(folder: Path) -> list[Experiment]:
     datasets = sorted(
         name for name in stems(folder / "dataset") if not _needs_root(folder / "dataset" / f"{name}.yaml")
     )
-    benchmarks = [name for name in datasets if "shot" not in name and not name.startswith("toy_")]
+    benchmarks = [name for name in datasets if FEW_SHOTS not in name and not name.startswith("toy_")]
     single = [Experiment(system, dataset) for system in systems for dataset in datasets]
     return single + [Experiment(system, *pair) for system in systems for pair in permutations(benchmarks, 2)]
 
@@ -53,7 +54,10 @@ def register(folder: Path) -> None:
         defaults: list[Any] = [each.system, {"override /dataset": each.dataset}]
         if each.evaluated is not None:
             defaults.append({"override /dataset@eval_dataset": each.evaluated})
-        store.store(group=GROUP, name=each.name, package="_global_", node={"defaults": defaults}, provider="partseg")
+        node: dict[str, Any] = {"defaults": defaults}
+        if each.evaluated is not None or FEW_SHOTS in each.dataset:  # nothing is unseen, so no harmonic mean is defined
+            node["best"] = {"metrics": ["oracle_obj/mIoU", "pred_all/mIoU"]}
+        store.store(group=GROUP, name=each.name, package="_global_", node=node, provider="partseg")
 
 
 def choices(folder: Path) -> list[str]:

@@ -109,7 +109,10 @@ def _read(words: Mapping[str, object] | str | Path) -> Vocabulary:
 
 def _from_data(words: object, *, name: str) -> Vocabulary:
     if not isinstance(words, Mapping):
-        raise ValueError(f'the vocabulary must map objects to their parts, for example "{EXAMPLE}"; got {shown(words)}')
+        names = f"; shipped vocabularies are {', '.join(shipped_names())}" if isinstance(words, str) else ""
+        raise ValueError(
+            f'the vocabulary must map objects to their parts, for example "{EXAMPLE}"; got {shown(words)}{names}'
+        )
     entries = [(_name(key), _parts(key, parts)) for key, parts in words.items()]
     _refuse_twice(key for key, _ in entries)
     return Vocabulary.from_mapping(dict(entries), name=name)

@@ -32,6 +32,23 @@ def test_two_processes_equal_one(tmp_path, tiny, forked, accumulation):
     assert values[1] == pytest.approx(values[0], abs=1e-6)
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_what_no_term_reaches_keeps_nobody_waiting(tmp_path, tiny, forked, accumulation):
+    """Each process gives it a gradient of zero, as a single one does."""
+
+    def work():
+        model = tiny.TinyNet()
+        model.idle = torch.nn.Linear(3, 2)
+        before = model.idle.weight.detach().clone()
+        optimizer = tiny.adamw(model, lr=1e-2, weight_decay=0.0)
+        trainer = tiny.trainer(iterations=2, accumulation=accumulation, model=model, optimizer=optimizer)
+        assert trainer.train()
+        assert torch.equal(model.idle.weight, before) and len(optimizer.state[model.idle.weight]) == 3
+
+    assert forked(work, processes=2) == [0, 0]
+
+
 @pytest.mark.timeout(60)
 def test_a_dead_data_worker_is_an_error(tiny):
     trainer = tiny.trainer(num_workers=1, kill_worker=True)

@@ -1,6 +1,8 @@
 """A small vocabulary, a network whose logits are whole numbers (exact in any order of sums), and hand-made samples."""
 
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -8,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from partseg.data.loader import collate_eval
+from partseg.geometry import InputSpec
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
-from partseg.structures import EvalBatch, Outputs, Sample, TextFeatures, stack_images
+from partseg.prediction import DenseScores
+from partseg.structures import EvalBatch, Sample
 from partseg.vocabulary.names import Vocabulary
 
 
@@ -33,8 +38,33 @@ def vocabulary() -> Vocabulary:
     )
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """Features of the names of a vocabulary."""
+
+    vocabulary: Vocabulary
+    encode: object
+
+    def subset(self, kept):
+        return Prompts(self.vocabulary.subset(kept), self.encode)
+
+    @property
+    def pairs(self):
+        words = self.vocabulary
+        objects, parts = self.encode(words.objects), self.encode(words.parts)
+        pairs = objects[torch.tensor(words.object_of)] * 2 + parts[torch.tensor(words.part_of)]
+        return torch.cat([pairs, self.encode(["nothing"])])
+
+    @property
+    def objects(self):
+        return torch.cat([self.encode(self.vocabulary.objects), self.encode(["nothing"])])
+
+
 class WholeNumberModel(nn.Module):
     """Logits are products of small integers: the same for any batch size, any subset of prompts and any machine."""
+
+    input = InputSpec((16, 16))
+    weight_layouts: Sequence[str] = ()
 
     def __init__(self, *, object_head: bool = True, channels: int = 5) -> None:
         super().__init__()
@@ -44,31 +74,25 @@ class WholeNumberModel(nn.Module):
         self.num_encoded = 0
         self.num_images = 0
 
-    def encode_text(self, vocabulary: Vocabulary) -> TextFeatures:
+    def encode_text(self, words: Vocabulary) -> Prompts:
         """Features from a hash of each name."""
         self.num_encoded += 1
-        return TextFeatures(
-            background=self._features(["nothing"]),
-            part=self._features(vocabulary.parts),
-            object=self._features(vocabulary.objects),
-        )
+        return Prompts(words, self._features)
 
-    def forward(self, images, vocabulary, *, text=None, attention_layers=(), part_masks=True):
-        """Outputs at half the image's size."""
-        assert text is not None
+    def predict(self, images, prompts, *, sizes, regions=None, given=None):
+        """Scores at half the image's size."""
+        assert regions is None
         self.num_images += len(images)
         pixels = (images.float() / 32).floor()
         features = F.conv2d(pixels, self.weight, padding=1, stride=2)
-        pairs = text.object[torch.tensor(vocabulary.object_of)] * 2 + text.part[torch.tensor(vocabulary.part_of)]
-        logits = torch.einsum("kd,bdhw->bkhw", torch.cat([pairs, text.background]), features)
-        objects = torch.einsum("kd,bdhw->bkhw", torch.cat([text.object, text.background]), features)
-        return Outputs(object_part=logits, object=objects if self.object_head else None)
+        logits, objects = (torch.einsum("kd,bdhw->bkhw", x, features) for x in (prompts.pairs, prompts.objects))
+        return [DenseScores(x, o if self.object_head else None, size) for x, o, size in zip(logits, objects, sizes)]
 
     def _features(self, names):
         rows = [
             np.random.default_rng(zlib.crc32(name.encode())).integers(-3, 4, self.weight.shape[0]) for name in names
         ]
-        return torch.from_numpy(np.stack(rows)).float()
+        return torch.from_numpy(np.stack(rows)).float().to(self.weight.device)
 
 
 @pytest.fixture
@@ -116,10 +140,10 @@ def random_sample(vocabulary, generator, *, size=None, name="image") -> Sample:
     return Sample(image=image, object_part=parts, object=objects.int(), name=name, file_name=f"{name}.jpg")
 
 
-def batches(samples, batch_size):
+def batches(samples, batch_size) -> list[EvalBatch]:
     """What the loader yields."""
     groups = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
-    return [EvalBatch(images=stack_images(group), samples=tuple(group)) for group in groups]
+    return [collate_eval(group) for group in groups]
 
 
 @pytest.fixture

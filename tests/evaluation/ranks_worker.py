@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from partseg.data.loader import EvalSampler
-from partseg.evaluation.evaluator import METRICS, Evaluator
+from partseg.evaluation.pixels import METRICS, PixelEvaluator
 from partseg.evaluation.predictor import Predictor
 from partseg.evaluation.protocols import OracleObj, PredAll, PredAllStrict
 from partseg.evaluation.runner import run
@@ -32,11 +32,11 @@ def count() -> dict[str, np.ndarray]:
         fixtures.batches(mine, 2),
         vocabulary=vocabulary,
         predictor=Predictor(),
-        evaluators={p.name: Evaluator(p, metrics=METRICS) for p in (OracleObj(), PredAll(), PredAllStrict())},
+        evaluators={p.name: PixelEvaluator(p, metrics=METRICS) for p in (OracleObj(), PredAll(), PredAllStrict())},
     )
     keys = ("confusion", "bands", "num_images", "num_dropped")
-    counts = {f"{n}/{key}": np.asarray(getattr(c, key)) for n, c in evaluation.counts.items() for key in keys}
-    counts |= {f"{n}/{rule}": d.confusion for n, c in evaluation.counts.items() for rule, d in c.differences.items()}
+    counts = {f"{n}/{key}": np.asarray(getattr(c, key)) for n, c in evaluation.results.items() for key in keys}
+    counts |= {f"{n}/{rule}": d.confusion for n, c in evaluation.results.items() for rule, d in c.differences.items()}
     return {"num_images": np.asarray(evaluation.num_images), **counts}
 
 

@@ -6,9 +6,8 @@ import itertools
 
 import torch
 
-from partseg.evaluation import summary
 from partseg.evaluation.baselines import label_with, most_frequent_parts
-from partseg.evaluation.evaluator import Evaluator
+from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.protocols import OracleObj
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.structures import Sample
@@ -41,11 +40,11 @@ def test_labels_follow_the_given_objects():
 
 def test_no_other_constant_scores_higher():
     def score(parts: torch.Tensor) -> float:
-        evaluator = Evaluator(OracleObj())
+        evaluator = PixelEvaluator(OracleObj())
         evaluator.reset(VOCABULARY)
         for one in SAMPLES:
-            evaluator.process(label_with(parts, one.object, VOCABULARY), one)
-        value = summary.flat_scores(evaluator.evaluate(), VOCABULARY)["mIoU"]
+            evaluator.count(label_with(parts, one.object, VOCABULARY), one)
+        value = evaluator.evaluate().scores()["mIoU"]
         assert value is not None
         return value
 

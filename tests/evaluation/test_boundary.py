@@ -112,9 +112,9 @@ def test_background_as_a_class_counts_among_the_unseen():
     """d92df57 takes the complement of the seen classes, and its array has one entry more than there are classes."""
     vocabulary = Vocabulary.from_mapping({"dog": ["head", "leg"], "cat": ["head"]}).with_unseen(["cat"])
     values = np.array([0.5, 0.3, 0.2, 0.8])
-    means = metrics.split(values, ~np.isnan(values), vocabulary)
+    means = metrics.split(values, ~np.isnan(values), vocabulary.seen)
     assert means["seen"] == pytest.approx(0.4) and means["unseen"] == pytest.approx(0.5)
-    assert metrics.split(values[:3], np.ones(3, bool), vocabulary)["unseen"] == pytest.approx(0.2)
+    assert metrics.split(values[:3], np.ones(3, bool), vocabulary.seen)["unseen"] == pytest.approx(0.2)
 
 
 def test_the_two_rules_disagree_where_label_values_matter():

@@ -83,7 +83,7 @@ def test_an_empty_matrix_has_no_scores():
 
 def test_few_shot_has_no_unseen_score():
     vocabulary = Vocabulary.from_mapping({"dog": ["head", "leg"]})
-    split = metrics.split(np.array([0.2, 0.4]), np.array([True, True]), vocabulary)
+    split = metrics.split(np.array([0.2, 0.4]), np.array([True, True]), vocabulary.seen)
     assert split == {"all": pytest.approx(0.3), "seen": pytest.approx(0.3), "unseen": None, "harmonic": None}
 
 
@@ -103,7 +103,7 @@ def test_weights_count_a_pixel_more_than_once():
 
 def test_split_of_the_vocabulary(vocabulary):
     values = np.where(vocabulary.seen, 0.6, 0.3)
-    split = metrics.split(values, np.ones(8, bool), vocabulary)
+    split = metrics.split(values, np.ones(8, bool), vocabulary.seen)
     assert split["seen"] == pytest.approx(0.6)
     assert split["unseen"] == pytest.approx(0.3)
     assert split["harmonic"] == pytest.approx(0.4)

@@ -5,12 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
-from partseg.evaluation.evaluator import Evaluator
+from partseg.data.mapper import EvalMapper
+from partseg.evaluation.evaluator import Answer
 from partseg.evaluation.labels import Choice, ScoreReader, own_parts
+from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.protocols import OracleObj, OracleObjSubstring, PredAll, PredAllStrict, PredObj
 from partseg.evaluation.runner import process_image
 from partseg.labels import IGNORE_LABEL
-from partseg.structures import Scores
+from partseg.prediction import DenseScores
+from partseg.structures import Record
 from partseg.vocabulary.names import Vocabulary
 
 B = 8  # background id of the small vocabulary (K)
@@ -25,14 +28,14 @@ def scores_for(best_parts, best_objects, *, classes=8, objects=3):
         return torch.where(ranking == 0, 10.0, ranking.float() - count)
 
     size = tuple(parts.shape)
-    return Scores(logits(parts, classes + 1), None if objects is None else logits(owners, objects + 1), size)
+    return DenseScores(logits(parts, classes + 1), None if objects is None else logits(owners, objects + 1), size)
 
 
 def run_one(protocol, scores, sample, vocabulary):
     """(predicted label map, counts) of one image."""
-    evaluator = Evaluator(protocol)
+    evaluator = PixelEvaluator(protocol)
     evaluator.reset(vocabulary)
-    labels = process_image(scores, sample, {"it": evaluator})["it"]
+    labels = process_image(Answer(scores, vocabulary), sample, {"it": evaluator})["it"]
     return labels, evaluator.evaluate()
 
 
@@ -51,7 +54,7 @@ def test_a_chair_never_gets_parts_of_an_armchair(sample):
     logits.scatter_(0, best[None], 9.0)
     logits[0] += 1  # chair's seat is second
     one = sample([[0, 0, 1]], [[0, 0, 0]])  # a chair everywhere
-    scores = Scores(logits, None, (1, 3))
+    scores = DenseScores(logits, None, (1, 3))
     labels, counts = run_one(OracleObj(), scores, one, vocabulary)
     assert labels.tolist() == [[0, 0, 1]]
     assert counts.confusion.trace() == 3
@@ -137,36 +140,53 @@ def test_an_image_with_nothing_but_ignore(vocabulary, sample, protocol):
     assert counts.confusion.shape == (9, 9)
 
 
-def test_pred_obj_reads_objects_from_files(vocabulary, sample, tmp_path):
-    # file ids are those of label_objects: bird 0, car 1, chair 2, dog 3, none 255
-    Image.fromarray(np.array([[3, 1, 2, 255]], np.uint8)).save(tmp_path / "image.png")
-    one = sample([[0, 0, 0, 0]], [[2, 2, 2, 2]])
-    labels, counts = run_one(PredObj(str(tmp_path)), scores_for([[0, 3, 0, 0]], [[0] * 4]), one, vocabulary)
+@pytest.fixture
+def told(tmp_path, vocabulary):
+    """Function: part ids of a row of dog, and the object PNG of some segmenter (None: no file) -> the mapped sample."""
+
+    def mapped(parts, objects):
+        size = (1, len(parts))
+        Image.new("RGB", size[::-1]).save(tmp_path / "photo.png")
+        Image.fromarray(np.array([parts], np.uint8)).save(tmp_path / "parts.png")
+        (tmp_path / "objects").mkdir(exist_ok=True)
+        if objects is not None:
+            Image.fromarray(objects).save(tmp_path / "objects" / "image.png")
+        record = Record("image", str(tmp_path / "photo.png"), object_part_file_name=str(tmp_path / "parts.png"))
+        mapper = EvalMapper(objects=tmp_path / "objects")
+        return mapper(record, label_vocabulary=vocabulary, vocabulary=vocabulary)
+
+    return mapped
+
+
+@pytest.mark.parametrize(("dtype", "none"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_pred_obj_reads_objects_from_files(vocabulary, told, dtype, none):
+    # file ids are those of label_objects: bird 0, car 1, chair 2, dog 3
+    one = told([0, 0, 0, 0], np.array([[3, 1, 2, none]], dtype))
+    assert one.object.tolist() == [[2, 2, 2, 2]]
+    labels, counts = run_one(PredObj(), scores_for([[0, 3, 0, 0]], [[0] * 4]), one, vocabulary)
     assert labels.tolist() == [[0, 3, B, B]]
     assert counts.confusion[0].tolist() == [1, 0, 0, 1, 0, 0, 0, 0, 2]
 
 
-def test_pred_obj_names_what_is_wrong_with_a_file(vocabulary, sample, tmp_path):
-    one = sample([[0, 0]], [[2, 2]])
-    protocol, scores = PredObj(str(tmp_path)), scores_for([[0, 0]], [[2, 2]])
+def test_pred_obj_names_what_is_wrong_with_a_file(vocabulary, told, sample, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"image\.png"):
-        run_one(protocol, scores, one, vocabulary)
-    Image.fromarray(np.zeros((3, 3), np.uint8)).save(tmp_path / "image.png")
+        told([0, 0], None)
     with pytest.raises(ValueError, match=r"image\.png is \(3, 3\)"):
-        run_one(protocol, scores, one, vocabulary)
-    Image.fromarray(np.full((1, 2), 4, np.uint8)).save(tmp_path / "image.png")
+        told([0, 0], np.zeros((3, 3), np.uint8))
     with pytest.raises(ValueError, match=r"ids \[4\]"):
-        run_one(protocol, scores, one, vocabulary)
-    with pytest.raises(FileNotFoundError, match="no directory"):
-        PredObj(str(tmp_path / "nowhere"))
+        told([0, 0], np.full((1, 2), 4, np.uint8))
+    with pytest.raises(FileNotFoundError, match=r"eval\.objects: no folder .*nowhere"):
+        EvalMapper(objects=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"'image': pred_obj .*set eval\.objects="):
+        run_one(PredObj(), scores_for([[0, 0]], [[2, 2]]), sample([[0, 0]], [[2, 2]]), vocabulary)
 
 
 def test_choices_share_what_they_can_and_keep_apart_what_differs(vocabulary):
     reader = ScoreReader(scores_for([[0, 4, 7]], [[2, 1, 3]]))
     parts = own_parts(vocabulary)
     maps = [torch.tensor(row, dtype=torch.int32) for row in ([[2, 2, 2]], [[1, 1, IGNORE_LABEL]], [[0, 2, 65534]])]
-    labels = reader.choose([Choice(m, parts) for m in maps])
-    for objects, found in zip(maps, labels):
+    for objects in maps:
+        found = reader.choose(Choice(objects, parts))
         for x, object_id in enumerate(objects[0].tolist()):
             if object_id >= 3:
                 assert found[0, x] == B

@@ -7,12 +7,13 @@ from PIL import Image
 
 from partseg.data.mapper import EvalMapper
 from partseg.data.pascal_part import pascal_part_116
-from partseg.evaluation import summary
-from partseg.evaluation.evaluator import METRICS, Evaluator
+from partseg.evaluation.evaluator import Answer
+from partseg.evaluation.pixels import METRICS, PixelEvaluator
 from partseg.evaluation.protocols import OracleObj, OracleObjSubstring, PredAll, PredAllStrict, PredObj
 from partseg.evaluation.runner import process_image
+from partseg.geometry import InputSpec
 from partseg.labels import IGNORE_LABEL
-from partseg.structures import Scores
+from partseg.prediction import DenseScores
 
 K, O = 116, 16
 HEAD, TORSO, LEG = 51, 54, 56  # of the cow in 2008_000009: 105, 472 and 120 pixels
@@ -20,15 +21,16 @@ HEAD, TORSO, LEG = 51, 54, 56  # of the cow in 2008_000009: 105, 472 and 120 pix
 
 @pytest.fixture(scope="module")
 def dataset(samples):
-    return pascal_part_116(samples / "ov_parts" / "derived" / "PascalPart116", "val", mapper=EvalMapper(size=32))
+    root = samples / "ov_parts" / "derived" / "PascalPart116"
+    objects = root / "annotations_detectron2_obj" / "val"
+    return pascal_part_116(root, "val", mapper=EvalMapper(InputSpec((32, 32)), objects=objects))
 
 
 @pytest.fixture
-def evaluators(samples, request):
-    objects = samples / "ov_parts" / "derived" / "PascalPart116" / "annotations_detectron2_obj" / "val"
-    protocols = (OracleObj(), OracleObjSubstring(), PredAll(), PredAllStrict(), PredObj(str(objects)))
+def evaluators(request):
+    protocols = (OracleObj(), OracleObjSubstring(), PredAll(), PredAllStrict(), PredObj())
     return {
-        protocol.name: Evaluator(protocol, metrics=getattr(request, "param", ("iou", "accuracy")))
+        protocol.name: PixelEvaluator(protocol, metrics=getattr(request, "param", ("iou", "accuracy")))
         for protocol in protocols
     }
 
@@ -44,8 +46,9 @@ def score(dataset, evaluators, predict):
         size = tuple(labels.shape)
         parts = torch.zeros(K + 1, *size).scatter_(0, labels[None], 1.0)
         objects = torch.zeros(O + 1, *size).scatter_(0, lut[labels][None], 1.0)
-        process_image(Scores(parts, objects, size), sample, evaluators)
-    return summary.flat({name: e.evaluate() for name, e in evaluators.items()}, vocabulary)
+        process_image(Answer(DenseScores(parts, objects, size), vocabulary), sample, evaluators)
+    results = {name: evaluator.evaluate() for name, evaluator in evaluators.items()}
+    return {f"{name}/{key}": value for name, result in results.items() for key, value in result.scores().items()}
 
 
 @pytest.mark.parametrize("evaluators", [METRICS], indirect=True)

@@ -1,12 +1,13 @@
 """results.json is whole or absent, and holds what its docstring says."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from partseg.evaluation import results, summary
-from partseg.evaluation.evaluator import METRICS, Evaluator
+from partseg.evaluation import results
 from partseg.evaluation.metrics import AVERAGINGS
+from partseg.evaluation.pixels import METRICS, PixelEvaluator
 from partseg.evaluation.predictor import Predictor
 from partseg.evaluation.protocols import OracleObj, PredAll
 from partseg.evaluation.report import table
@@ -15,13 +16,13 @@ from partseg.evaluation.runner import run
 
 @pytest.fixture
 def evaluation(model, vocabulary, samples_of, batched):
-    evaluators = {p.name: Evaluator(p, metrics=METRICS) for p in (OracleObj(), PredAll())}
+    evaluators = {p.name: PixelEvaluator(p, metrics=METRICS) for p in (OracleObj(), PredAll())}
     return run(model, batched(samples_of(3), 2), vocabulary=vocabulary, predictor=Predictor(), evaluators=evaluators)
 
 
 def test_an_entry_agrees_with_itself(evaluation, vocabulary):
-    counts = evaluation.counts["pred_all"]
-    entry = json.loads(json.dumps(results.describe(counts, vocabulary)))
+    counts = evaluation.results["pred_all"]
+    entry = json.loads(json.dumps(counts.describe()))
     assert entry["num_pixels"] == sum(c["num_pixels"] for c in entry["classes"])
     assert entry["num_pixels"] == sum(pixels for *_, pixels in entry["confusion"])
     assert entry["metrics"]["mIoU_seen"] == entry["averages"]["iou"]["present"]["seen"]
@@ -39,12 +40,11 @@ def test_an_entry_agrees_with_itself(evaluation, vocabulary):
 
 
 def test_the_averaging_rule_of_the_evaluator_is_the_one_shown(model, vocabulary, samples_of, batched):
-    evaluators = {rule: Evaluator(PredAll(), averaging=rule) for rule in AVERAGINGS}
+    evaluators = {rule: PixelEvaluator(PredAll(), averaging=rule) for rule in AVERAGINGS}
     loader = batched(samples_of(1), 1)
-    counts = run(model, loader, vocabulary=vocabulary, predictor=Predictor(), evaluators=evaluators).counts
+    counts = run(model, loader, vocabulary=vocabulary, predictor=Predictor(), evaluators=evaluators).results
     for rule in AVERAGINGS:
-        means = summary.split_means(counts[rule], vocabulary)["iou"]
-        assert summary.flat_scores(counts[rule], vocabulary)["mIoU"] == means[rule]["all"]
+        assert counts[rule].scores()["mIoU"] == counts[rule].averages()["iou"][rule]["all"]
 
 
 def test_written_whole_and_read_back(tmp_path):
@@ -82,7 +82,8 @@ def test_synthetic_data_is_recognised_by_its_provenance(tmp_path):
 
 
 def test_the_table_shows_a_dash_where_nothing_is_defined(evaluation, vocabulary):
-    entries = {name: results.describe(counts, vocabulary.with_unseen(())) for name, counts in evaluation.counts.items()}
+    all_seen = vocabulary.with_unseen(())
+    entries = {name: replace(counts, vocabulary=all_seen).describe() for name, counts in evaluation.results.items()}
     content = {"protocols": entries, "synthetic": True, "dataset": {"name": "toys", "split": "val"}}
     shown = table(content)
     assert "SYNTHETIC" in shown.title

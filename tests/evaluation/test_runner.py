@@ -10,12 +10,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from partseg.data.mapper import EvalMapper
-from partseg.evaluation.evaluator import METRICS, Evaluator
+from partseg.evaluation.pixels import METRICS, PixelEvaluator
 from partseg.evaluation.predictor import Predictor
 from partseg.evaluation.protocols import OracleObj, PredAll, PredAllStrict
 from partseg.evaluation.runner import evaluate, run
+from partseg.geometry import InputSpec
 from partseg.labels import IGNORE_LABEL
-from partseg.structures import Instance, Record
+from partseg.structures import Annotation, Record
 from partseg.utils.distributed import reduce_sum
 
 ALL_METRICS = METRICS
@@ -23,7 +24,7 @@ ALL_METRICS = METRICS
 
 def all_evaluators(**options):
     protocols = (OracleObj(), PredAll(), PredAllStrict())
-    return {protocol.name: Evaluator(protocol, **options) for protocol in protocols}
+    return {protocol.name: PixelEvaluator(protocol, **options) for protocol in protocols}
 
 
 def counts_of(model, loader, vocabulary, *, predictor=None, evaluators=None):
@@ -33,11 +34,10 @@ def counts_of(model, loader, vocabulary, *, predictor=None, evaluators=None):
 
 def upsampled(model, sample, vocabulary):
     """Full volumes, as the definition has them."""
-    outputs = model(sample.image[None], vocabulary, text=model.encode_text(vocabulary))
-    size = tuple(sample.object_part.shape)
+    scores = model.predict(sample.image[None], model.encode_text(vocabulary), sizes=[sample.size])[0]
     return [
-        F.interpolate(x, size=size, mode="bilinear", align_corners=False)[0]
-        for x in (outputs.object_part, outputs.object)
+        F.interpolate(x[None], size=sample.size, mode="bilinear", align_corners=False)[0]
+        for x in (scores.object_part, scores.object)
     ]
 
 
@@ -66,7 +66,7 @@ def by_records(model, sample, vocabulary, records):
 
 def test_one_pass_equals_the_network_once_per_image_and_object(model, vocabulary, samples_of, batched):
     samples = samples_of(3)
-    found = counts_of(model, batched(samples, 2), vocabulary).counts
+    found = counts_of(model, batched(samples, 2), vocabulary).results
     expected = np.zeros((2, 9, 9), int)
     for sample in samples:
         records = [(sample.object.numpy() == o, o) for o in range(vocabulary.num_objects)]
@@ -98,19 +98,25 @@ def test_one_pass_equals_the_network_once_per_instance(model, vocabulary, tmp_pa
             image_id=str(i),
             file_name=str(tmp_path / f"{i}.png"),
             object_part_file_name=str(tmp_path / f"{i}_parts.png"),
-            instances=tuple(
-                Instance(o, coco_mask.encode(np.asfortranarray(m)), counted=o in counted_objects) for m, o in masks
+            annotations=tuple(
+                Annotation(
+                    "object",
+                    vocabulary.label_objects.index(vocabulary.objects[o]),
+                    coco_mask.encode(np.asfortranarray(m)),
+                    counted=o in counted_objects,
+                )
+                for m, o in masks
             ),
             label_bits=16,
         )
-        samples.append(EvalMapper(size=16)(record, label_vocabulary=vocabulary, vocabulary=vocabulary))
+        samples.append(EvalMapper(InputSpec((16, 16)))(record, label_vocabulary=vocabulary, vocabulary=vocabulary))
         as_stored = replace(samples[-1], object_part=torch.from_numpy(parts.astype(np.int32)))
         records.append((as_stored, [(mask, o) for mask, o in masks if o in counted_objects]))
     found = counts_of(model, batched(samples, 2), vocabulary)
     expected = np.sum([by_records(model, sample, vocabulary, counted) for sample, counted in records], 0)
-    np.testing.assert_array_equal(found.counts["oracle_obj"].confusion, expected[0])
-    np.testing.assert_array_equal(found.counts["pred_all"].confusion, expected[1])
-    assert found.counts["oracle_obj"].num_dropped == expected[1].sum() - expected[0].sum() > 0
+    np.testing.assert_array_equal(found.results["oracle_obj"].confusion, expected[0])
+    np.testing.assert_array_equal(found.results["pred_all"].confusion, expected[1])
+    assert found.results["oracle_obj"].num_dropped == expected[1].sum() - expected[0].sum() > 0
     assert expected[0].max() > 0
 
 
@@ -126,20 +132,20 @@ def assert_same(a, b):
 def test_batch_size_and_class_chunk_change_nothing(model, vocabulary, samples_of, batched):
     samples = samples_of(5)
     options = {"metrics": ALL_METRICS}
-    reference = counts_of(model, batched(samples, 1), vocabulary, evaluators=all_evaluators(**options)).counts
+    reference = counts_of(model, batched(samples, 1), vocabulary, evaluators=all_evaluators(**options)).results
     for batch_size, chunk in ((2, 1), (5, 3), (3, 8), (4, None)):
         predictor = Predictor(class_chunk=chunk)
         evaluators = all_evaluators(**options)
         found = counts_of(model, batched(samples, batch_size), vocabulary, predictor=predictor, evaluators=evaluators)
-        assert_same(found.counts, reference)
+        assert_same(found.results, reference)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_add_up(model, vocabulary, samples_of, batched, world_size, monkeypatch):
     """Shards of different sizes, summed as integers; real processes are in test_ranks.py."""
     samples = samples_of(5)
-    reference = counts_of(model, batched(samples, 2), vocabulary).counts
-    shards = [counts_of(model, batched(samples[r::world_size], 2), vocabulary).counts for r in range(world_size)]
+    reference = counts_of(model, batched(samples, 2), vocabulary).results
+    shards = [counts_of(model, batched(samples[r::world_size], 2), vocabulary).results for r in range(world_size)]
     for name, counts in reference.items():
         total = sum(torch.from_numpy(shard[name].confusion) for shard in shards)
         np.testing.assert_array_equal(counts.confusion, reduce_sum(total).numpy())
@@ -156,21 +162,24 @@ def test_text_is_encoded_once_and_each_image_is_seen_once(model, vocabulary, sam
 
 def test_present_prompts_give_the_same_integers(model, vocabulary, samples_of, batched):
     samples = samples_of(4)
-    evaluators = {"oracle_obj": Evaluator(OracleObj())}
-    reference = counts_of(model, batched(samples, 1), vocabulary, evaluators=evaluators).counts
+    evaluators = {"oracle_obj": PixelEvaluator(OracleObj())}
+    reference = counts_of(model, batched(samples, 1), vocabulary, evaluators=evaluators).results
     found = counts_of(
         model, batched(samples, 1), vocabulary, predictor=Predictor(prompts="present"), evaluators=evaluators
     )
-    assert_same(found.counts, reference)
+    assert_same(found.results, reference)
 
 
 def test_present_prompts_run_fewer_prompts(model, vocabulary, sample, batched):
     one = sample([[0, None]], [[2, -1]])
     nothing = sample([[None]], [[-1]])
     seen = []
-    original = model.forward
-    model.forward = lambda images, used, **options: (seen.append(used.objects), original(images, used, **options))[1]
-    evaluators = {"oracle_obj": Evaluator(OracleObj())}
+    original = model.predict
+    model.predict = lambda images, used, **options: (
+        seen.append(used.vocabulary.objects),
+        original(images, used, **options),
+    )[1]
+    evaluators = {"oracle_obj": PixelEvaluator(OracleObj())}
     predictor = Predictor(prompts="present")
     counts_of(model, batched([one, nothing], 1), vocabulary, predictor=predictor, evaluators=evaluators)
     assert seen == [("dog",), ("bird",)]  # an image without objects still needs one prompt
@@ -202,7 +211,7 @@ def test_the_model_gets_its_mode_back(model, vocabulary, samples_of, batched):
     model.train()
     counts_of(model, batched(samples_of(1), 1), vocabulary)
     assert model.training
-    model.forward = None  # even when evaluation fails
+    model.predict = None  # even when evaluation fails
     with pytest.raises(TypeError):
         counts_of(model, batched(samples_of(1), 1), vocabulary)
     assert model.training
@@ -227,14 +236,16 @@ def test_wrong_options_are_refused(option):
 
 def test_unknown_metrics_are_refused():
     with pytest.raises(ValueError, match="boundary_iou_d2"):
-        Evaluator(OracleObj(), metrics=["mIoU"])
+        PixelEvaluator(OracleObj(), metrics=["mIoU"])
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_counts_on_a_gpu_equal_those_on_the_cpu(model, vocabulary, samples_of, batched):
     samples = samples_of(4)
-    reference = counts_of(model, batched(samples, 2), vocabulary, evaluators=all_evaluators(metrics=ALL_METRICS)).counts
+    reference = counts_of(
+        model, batched(samples, 2), vocabulary, evaluators=all_evaluators(metrics=ALL_METRICS)
+    ).results
     model.cuda()
-    found = counts_of(model, batched(samples, 2), vocabulary, evaluators=all_evaluators(metrics=ALL_METRICS)).counts
+    found = counts_of(model, batched(samples, 2), vocabulary, evaluators=all_evaluators(metrics=ALL_METRICS)).results
     assert_same(found, reference)

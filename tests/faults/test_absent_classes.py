@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from partseg.evaluation import results
-from partseg.evaluation.evaluator import Counts
-from partseg.vocabulary import Vocabulary
+from partseg.evaluation.counts import Counts
+from partseg.vocabulary.names import Vocabulary
 
 
 @pytest.fixture
@@ -16,7 +15,7 @@ def entry():
     confusion[0, 0], confusion[0, 2], confusion[1, 0] = 6, 2, 4
     bands = np.array([[3, 0, 0, 0], [4, 2, 0, 0], [4, 0, 1, 0]])
     metrics = ("iou", "recall", "boundary_iou")
-    return results.describe(Counts("pred_all", "present", metrics, confusion, 1, 0, bands=bands), vocabulary)
+    return Counts(vocabulary, "pred_all", "present", metrics, confusion, 1, 0, bands=bands).describe()
 
 
 def test_a_class_absent_from_the_truth_has_no_value_anywhere(entry):

@@ -8,8 +8,8 @@ import zlib
 
 import numpy as np
 import pytest
-from partseg.data.prepare import ade20k, partimagenet
-from partseg.data.prepare.cli import run_main
+from converters import ade20k, partimagenet
+from converters.cli import run_main
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -17,8 +17,9 @@ from partseg.data import catalog, coco, io
 from partseg.data.images import read_photo
 from partseg.data.mapper import EvalMapper, TrainMapper
 from partseg.evaluation import results
+from partseg.geometry import InputSpec
 from partseg.structures import Record
-from partseg.vocabulary import Vocabulary
+from partseg.vocabulary.names import Vocabulary
 
 HEIGHT, WIDTH = 20, 30
 SQUARE = [[2, 2, 12, 2, 12, 12, 2, 12]]
@@ -142,7 +143,7 @@ def test_absurd_polygons_are_left_out_counted_and_named(imagenet, caplog, polygo
 @pytest.mark.parametrize("segmentation", [5, True])
 def test_segmentations_of_another_type_are_left_out(imagenet, segmentation):
     dataset = imagenet(annotations={"segmentation": segmentation})
-    assert dataset.skipped["empty_annotation"] == 1 and len(dataset.records[0].polygons) == 1
+    assert dataset.skipped["empty_annotation"] == 1 and len(dataset.records[0].annotations) == 1
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_run_lengths_that_do_not_fill_their_size_are_left_out(ade, caplog, rle):
     """pycocotools returns whatever lies in memory for those that end early."""
     with caplog.at_level(logging.WARNING):
         dataset = ade(annotations={"segmentation": rle})
-    assert dataset.skipped["broken_rle"] == 1 and len(dataset.records[0].instances) == 1
+    assert dataset.skipped["broken_rle"] == 1 and len(dataset.records[0].annotations) == 1
     assert "annotation 10 and others like it are left out: " in caplog.text
     with pytest.raises(ValueError, match=r"an annotation of x\.jpg cannot be read as a mask"):
         coco.decode_mask(rle, height=HEIGHT, width=WIDTH, path="x.jpg")
@@ -267,6 +268,7 @@ def test_pictures_of_one_row_train_and_evaluate(tmp_path, shape):
     save(tmp_path / "part.png", np.zeros(shape, np.uint8))
     record = Record("x", str(tmp_path / "x.png"), object_part_file_name=str(tmp_path / "part.png"))
     vocabulary = Vocabulary.from_mapping({"dog": ["head"]})
-    for mapper in (TrainMapper(16, short_edge=800, long_edge=1333), EvalMapper(16, short_edge=800, long_edge=1333)):
+    official = EvalMapper(InputSpec((16, 16), via=(800, 1333)))
+    for mapper in (TrainMapper(16, short_edge=800, long_edge=1333), official):
         sample = mapper(record, label_vocabulary=vocabulary, vocabulary=vocabulary, rng=np.random.default_rng(0))
         assert sample.image.shape == (3, 16, 16) and (sample.object_part == 0).all()

@@ -7,20 +7,22 @@ import pickle
 import struct
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from partseg.models.sources import read_weights
 from torch import nn
 
 import partseg
+from partseg.backbones.clip_layouts import OPEN_CLIP
 from partseg.engine.checkpoint import init_from
 from partseg.evaluation import results
 from partseg.utils import archive
 from partseg.utils.config import compose, instantiate
 from partseg.utils.files import sha256_of
+from partseg.weights.sources import read_weights
 
 SCRIPT = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
 
@@ -212,7 +214,7 @@ def test_a_damaged_config_beside_the_weights_is_named(tmp_path, model, text):
     torch.save({f"module.{name}": t for name, t in model.backbone.clip.state_dict().items()}, tmp_path / "clip.pt")
     (tmp_path / "open_clip_config.json").write_text(text)
     with pytest.raises(ValueError, match=r"open_clip_config.json is damaged \(.*clip.pt"):
-        read_weights(str(tmp_path / "clip.pt"), clip_name="ViT-B-16")
+        read_weights(str(tmp_path / "clip.pt"), layouts=[OPEN_CLIP], clip_name="ViT-B-16")
 
 
 # TorchScript ----------------------------------------------------------------------------------------------------------
@@ -355,7 +357,8 @@ def test_the_handmade_archive_is_read_where_it_is_right(tmp_path):
     code = CODE.replace("weight", "visual.conv1.weight")
     name = b"X\x13\x00\x00\x00visual.conv1.weight"
     path.write_bytes(scripted(net(tensor(size=2, offset=1)).replace(b"X\x06\x00\x00\x00weight", name), code=code))
-    found = read_weights(str(path), clip_name="ViT-B-16")
+    layout = replace(OPEN_CLIP, marks=("visual.conv1.weight",))
+    found = read_weights(str(path), layouts=[layout], clip_name="ViT-B-16")
     assert found.quick_gelu is True and torch.equal(found.state["visual.conv1.weight"], torch.zeros(2))
 
 

@@ -17,15 +17,15 @@ import open_clip
 import pytest
 import torch
 from omegaconf import OmegaConf
-from partseg.models.backbone import clip_config
 from PIL import Image
 
 import partseg
+from partseg.backbones.clip_vit import clip_config
 from partseg.engine import checkpoint
 from partseg.evaluation.predictions import PredictionWriter, prediction_path
-from partseg.models import convert
 from partseg.structures import Sample
 from partseg.utils import config
+from partseg.weights import load as loading
 
 ROOT = Path(__file__).parents[2]
 OPENED: list[str] = []
@@ -126,14 +126,15 @@ TARGETS = {
     "save": lambda ran: {"_target_": "torch.save", "obj": [1], "f": str(ran)},
     "map": lambda ran: {"_target_": "torch.from_file", "filename": str(ran), "shared": True, "size": 4},
     "store": lambda ran: {"_target_": "torch.distributed.FileStore", "_args_": [str(ran), 1]},
-    "toy": lambda ran: {"_target_": "partseg.data.toy.writer.write_toy", "root": str(ran)},
-    "names": lambda ran: {"_target_": "partseg.vocabulary.Vocabulary.from_yaml", "path": str(ROOT / "README.md")},
+    "write": lambda ran: {"_target_": "partseg.utils.files.write_atomic", "path": str(ran), "data": "x"},
+    "toy": lambda ran: {"_target_": "toy_world.writer.write_toy", "root": str(ran)},
+    "names": lambda ran: {"_target_": "partseg.vocabulary.names.Vocabulary.from_yaml", "path": str(ROOT / "README.md")},
     "builder": lambda ran: {
         "_target_": "partseg.utils.config.instantiate",
         "_recursive_": False,
         "node": {"a": smuggled(ran)},
     },
-    "unknown": lambda ran: {"_target_": "partseg.models.clipseg.reduce_image", "images": touch(ran)},
+    "unknown": lambda ran: {"_target_": "partseg.systems.clipseg.network.reduce_image", "images": touch(ran)},
     "prefix": lambda ran: {**touch(ran), "_target_": "torch.utils.collect_env..run"},
 }
 
@@ -267,7 +268,7 @@ def test_a_checkpoint_brings_its_weights_itself(checkpoint_with, toy_run, tmp_pa
     def change(config):
         config["model"]["backbone"] |= {"pretrained": str(other), "feature_cache": str(tmp_path / "cache")}
 
-    for module, name in ((convert, "read_weights"), (open_clip, "download_pretrained")):
+    for module, name in ((loading, "read_weights"), (open_clip, "download_pretrained")):
         monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("weights were read or fetched"))
     own, found = partseg.load(toy_run, "cpu"), None
     opened.clear()
@@ -319,7 +320,7 @@ def plugin(tmp_path, monkeypatch, ran):
     package.mkdir()
     (package / "__init__.py").write_text(f"import os, pathlib\npathlib.Path({str(ran)!r}).touch()\n")
     (package / "nets.py").write_text(
-        "from partseg.models.clipseg import ClipSeg\nimport os\n\nclass Mine(ClipSeg):\n    pass\n"
+        "from partseg.systems.clipseg.network import ClipSeg\nimport os\n\nclass Mine(ClipSeg):\n    pass\n"
         "\nclass Loss:\n    def __init__(self, weight=1.0):\n        self.weight = weight\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -369,13 +370,13 @@ def test_the_command_line_says_it_in_one_line(checkpoint_with, ran, tmp_path, mo
 
 
 @pytest.mark.parametrize("node", ["eval_dataset", "evaluator"])
-@pytest.mark.parametrize("kind", ["shell", "save", "toy", "lookup"])
+@pytest.mark.parametrize("kind", ["shell", "save", "write", "toy", "lookup"])
 def test_results_name_no_target_but_ours(tmp_path, ran, lookups, node, kind):
     evil = "${partseg_sentinel:" + str(ran) + "}" if kind == "lookup" else TARGETS[kind](ran)
     if kind == "lookup":
         target = {
             "eval_dataset": "partseg.data.pascal_part.pascal_part_116",
-            "evaluator": "partseg.evaluation.evaluator.Evaluator",
+            "evaluator": "partseg.evaluation.pixels.PixelEvaluator",
         }
         evil = {"_target_": target[node], "root": evil}
     visualize = tool("visualize_results")
@@ -403,7 +404,7 @@ def test_predictions_stay_in_their_folder(tmp_path, name):
 
 
 # What a user types ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", [k for k in TARGETS if k not in ("toy", "names", "builder", "unknown")])
+@pytest.mark.parametrize("kind", [k for k in TARGETS if k not in ("write", "names", "builder", "unknown")])
 def test_a_typed_config_is_held_to_partseg_and_a_few_classes(ran, kind):
     node = TARGETS[kind](ran)
     refused(

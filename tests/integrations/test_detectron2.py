@@ -14,7 +14,7 @@ from partseg.data import catalog
 from partseg.data.loader import build_eval_loader
 from partseg.data.mapper import EvalMapper, TrainMapper
 from partseg.engine.checkpoint import load_model
-from partseg.evaluation.evaluator import Evaluator
+from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.predictor import Predictor
 from partseg.evaluation.protocols import OracleObj, PredAll
 from partseg.evaluation.runner import run
@@ -56,10 +56,10 @@ def evaluation(bridge, toy_run, data_root):
     """Wrapped model, data loader of mapped lists, and the partseg data set behind them."""
     bridge.register_datasets(data_root)
     model, train_vocabulary, _ = load_model(toy_run)
-    mapper = bridge.PartSegMapper.of(f"{NAME}_val", size=model.image_size, is_train=False)
+    mapper = bridge.PartSegMapper.of(f"{NAME}_val", size=model.input.size[0], is_train=False)
     wrapped = bridge.Detectron2Model(model, vocabulary=mapper.vocabulary, train_vocabulary=train_vocabulary)
     items = [mapper(item) for item in bridge.DatasetCatalog.get(f"{NAME}_val")]
-    return wrapped, [items[:2], items[2:]], bridge.build_dataset(f"{NAME}_val", mapper=EvalMapper(model.image_size))
+    return wrapped, [items[:2], items[2:]], bridge.build_dataset(f"{NAME}_val", mapper=EvalMapper(model.input))
 
 
 @pytest.mark.skipif(HAS_DETECTRON2, reason="detectron2 is installed")
@@ -113,8 +113,8 @@ def test_mapper_gives_image_and_labels_of_the_train_vocabulary(bridge, data_root
 
 def test_inference_on_dataset_counts_the_integers_of_our_own_runner(bridge, evaluation):
     wrapped, batches, dataset = evaluation
-    evaluators = {p.name: Evaluator(p) for p in (OracleObj(), PredAll())}
-    own = {p.name: Evaluator(p) for p in (OracleObj(), PredAll())}
+    evaluators = {p.name: PixelEvaluator(p) for p in (OracleObj(), PredAll())}
+    own = {p.name: PixelEvaluator(p) for p in (OracleObj(), PredAll())}
     inference = importlib.import_module("detectron2.evaluation").inference_on_dataset
     results = inference(wrapped, batches, bridge.Detectron2Evaluator(dataset.vocabulary, evaluators=evaluators))
     expected = run(
@@ -128,13 +128,13 @@ def test_inference_on_dataset_counts_the_integers_of_our_own_runner(bridge, eval
     for name, evaluator in evaluators.items():
         counts = evaluator.evaluate()
         assert counts.confusion.sum() > 0
-        np.testing.assert_array_equal(counts.confusion, expected.counts[name].confusion)
+        np.testing.assert_array_equal(counts.confusion, expected.results[name].confusion)
 
 
 def test_sem_seg_has_the_label_map_of_pred_all(evaluation):
     wrapped, batches, dataset = evaluation
     maps = {}
-    evaluators = {"pred_all": Evaluator(PredAll())}
+    evaluators = {"pred_all": PixelEvaluator(PredAll())}
     loader = build_eval_loader(dataset, batch_size=1)
     keep = lambda sample, labels: maps.update({sample.name: labels["pred_all"]})  # noqa: E731
     run(
@@ -172,7 +172,7 @@ def test_its_trainer_takes_the_step_of_our_loss(bridge, toy_run, data_root):
     model, train_vocabulary, _ = load_model(toy_run)
     dataset = bridge.build_dataset(f"{NAME}_train")
     mapper = bridge.PartSegMapper(
-        TrainMapper(model.image_size, flip_probability=0),
+        TrainMapper(model.input.size, flip_probability=0),
         label_vocabulary=dataset.label_vocabulary,
         vocabulary=train_vocabulary,
     )

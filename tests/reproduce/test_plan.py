@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from partseg.reproduce.command import options_from, parser, plan
+from partseg.reproduce.command import Collect, Reproduce, options_from, plan
 from partseg.reproduce.plan import Options, jobs
 from partseg.reproduce.table import load_table
+from partseg.utils.arguments import parse
 from partseg.utils.config import compose
 
 
@@ -66,17 +67,23 @@ def test_dry_run_lines_are_slurm_commands(root, tmp_path):
 
 def test_seeds_that_are_no_numbers_are_refused():
     with pytest.raises(ValueError, match="whole numbers"):
-        options_from(parser("x").parse_args(["t.yaml", "--seeds", "1,two"]))
-    assert options_from(parser("x").parse_args(["t.yaml"])).seeds == (1, 2, 3, 4, 5)
+        options_from(parse(Collect, ["t.yaml", "--seeds", "1,two"]))
+    for kind in (Collect, Reproduce):
+        assert options_from(parse(kind, ["t.yaml"])).seeds == (1, 2, 3, 4, 5)
+        assert options_from(parse(kind, ["t.yaml", "--smoke"])).seeds == (1,)
+        assert options_from(parse(kind, ["t.yaml", "seeds=3,1"])).seeds == (3, 1)
 
 
 def test_the_official_recipe_is_that_of_each_row(root, tmp_path):
     table = load_table(root / "scripts" / "tables" / "table1.yaml")
     todo = plan(table, Options(output=tmp_path, seeds=(1,), overrides=("recipe=official",)))
     trained = [job.command for job in todo if job.kind == "train"]
-    recipes = {}
+    systems = []
     for command in trained:
         experiment = next(word for word in command if word.startswith("experiment="))
-        recipes[experiment.split("=")[1].split("_pascal")[0]] = [w for w in command if w.startswith("recipe=")]
-        compose("train", [word for word in command[2:] if not word.startswith("launch.")])
-    assert recipes == {"clipseg": ["recipe=official_clipseg"], "part_clipseg": ["recipe=official"]}
+        systems.append(experiment.split("=")[1].split("_pascal")[0])
+        found = compose("train", [word for word in command[2:] if not word.startswith("launch.")])
+        expected = compose("train", [experiment, f"recipe=official_{systems[-1]}"])
+        for group in ("criterion", "augmentation", "model", "optimizer"):
+            assert found[group] == expected[group]
+    assert systems == ["clipseg", "part_clipseg"]

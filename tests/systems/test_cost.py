@@ -6,9 +6,9 @@ from partseg.systems.clipseg.decoder import DecoderShape
 from partseg.systems.clipseg.network import ClipSeg
 
 
-def build(checkpoint=False):
+def build(checkpoint=False, **options):
     backbone = ClipBackbone("partseg-tiny-16", feature_blocks=(1, 2, 3))
-    return ClipSeg(backbone, decoder=DecoderShape(64, 4, 96), image_size=64, decoder_checkpoint=checkpoint)
+    return ClipSeg(backbone, decoder=DecoderShape(64, 4, 96), image_size=64, decoder_checkpoint=checkpoint, **options)
 
 
 def test_flops_grow_by_the_cost_of_a_prompt():
@@ -26,6 +26,12 @@ def test_checkpointing_keeps_less():
     vocabulary = made_up_vocabulary(30)
     kept, recomputed = (forward_cost(lambda c=c: build(c), vocabulary).image_bytes for c in (False, True))
     assert recomputed < 0.4 * kept
+
+
+def test_a_frozen_text_tower_keeps_nothing():
+    vocabulary = made_up_vocabulary(10)
+    trained, frozen = (forward_cost(lambda t=t: build(train_text_embeddings=t), vocabulary) for t in (True, False))
+    assert frozen.text_bytes == 0 < trained.text_bytes and frozen.text_flops == trained.text_flops
 
 
 def test_made_up_vocabularies_have_their_size():

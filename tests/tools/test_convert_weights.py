@@ -11,7 +11,7 @@ import torch
 from partseg.backbones.clip_vit import ClipBackbone
 from partseg.systems.clipseg.decoder import DecoderShape
 from partseg.systems.part_clipseg.network import PartClipSeg
-from partseg.weights.load import load_weights, to_part_clipseg
+from partseg.weights.load import export_weights, load_weights
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def tiny():
 
 def test_converted_file_loads_and_is_signed(convert, tmp_path):
     source = tiny()
-    safetensors.torch.save_file(to_part_clipseg(source), tmp_path / "authors.safetensors")
+    safetensors.torch.save_file(export_weights(source, "part_clipseg"), tmp_path / "authors.safetensors")
     output = tmp_path / "weights" / "start.safetensors"
     code, printed, errors = convert(
         f"source={tmp_path}/authors.safetensors", f"output={output}", "model=part_clipseg_tiny"

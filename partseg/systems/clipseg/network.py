@@ -84,9 +84,9 @@ class ClipSegBase(nn.Module):
 
     def set_trainable(self, patterns: Sequence[str], *, text_embeddings: bool, background: bool) -> None:
         """Freeze everything but the patterns and what the switches name; called once all modules are there."""
-        chosen = [p for p in patterns if self.adapter is not None or not p.startswith("adapter.")]
-        chosen += [*TEXT_EMBEDDINGS * text_embeddings, *("background",) * background]
-        set_trainable(self, chosen, unused=self.unused_parameters())
+        chosen = [*patterns, *TEXT_EMBEDDINGS * text_embeddings, *("background",) * background]
+        absent = () if self.adapter is not None else ("adapter",)
+        set_trainable(self, chosen, unused=self.unused_parameters(), absent=absent)
 
     def unused_parameters(self) -> frozenset[str]:
         """Names of parameters that no output depends on: late image blocks, CLIP's image projection and scale."""
