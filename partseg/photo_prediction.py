@@ -202,7 +202,7 @@ def shrunk(image: np.ndarray, labels: np.ndarray, max_side: int | None) -> tuple
 
 def segments_of(found: Segments, vocabulary: Vocabulary) -> tuple[Segment, ...]:
     """Instances with their names, best first; those without a class are called "segment 1" and so on."""
-    levels: list[InstanceLevel] = [INSTANCE_LEVELS[max(i, 0)] for i in found.level.tolist()]
+    levels: list[InstanceLevel] = [INSTANCE_LEVELS[i] for i in found.level.tolist()]
     names = {"object_part": vocabulary.object_parts, "object": vocabulary.label_objects}
     areas = coco_mask.area(list(found.rles)) if found.rles else []
     segments = []

@@ -63,9 +63,9 @@ class PhraseScores:
 class Segments:
     """Instances found in one photo, best first: COCO RLE masks at the photo's size, boxes (left, top, right, bottom).
 
-    `level` indexes INSTANCE_LEVELS and `label` is an object-part id or a position in `label_objects`; both are -1 for
-    segments without a name. `parent` is the position of a part's object among these segments, or -1. `levels` are those
-    that the system looks for, whether it found some in this photo or not.
+    `level` indexes INSTANCE_LEVELS. `label` is an object-part id or a position in `label_objects`, -1 for a segment
+    without a name. `parent` is the position of a part's object among these segments, or -1. `levels` are those that the
+    system looks for, whether it found some in this photo or not.
     """
 
     rles: tuple[Mapping[str, Any], ...]
@@ -100,15 +100,15 @@ class Segments:
         place = np.append(np.argsort(order), -1)  # where each segment goes; -1 stays -1
         nothing = np.full(len(order), -1)
 
-        def column(given: Any) -> np.ndarray:
-            return nothing if given is None else np.asarray(torch.as_tensor(given).cpu(), np.int64)[order]
+        def column(given: Any, default: np.ndarray = nothing) -> np.ndarray:
+            return default if given is None else np.asarray(torch.as_tensor(given).cpu(), np.int64)[order]
 
         around = boxes_of(masks) if boxes is None else np.asarray(torch.as_tensor(boxes).cpu(), np.float64)
         return cls(
             rles=tuple(rles[i] for i in order),
             boxes=around.reshape(-1, 4)[order],
             scores=values[order],
-            level=column(level),
+            level=column(level, np.zeros_like(nothing)),
             label=column(label),
             parent=place[column(parent)],
             size=(masks.shape[1], masks.shape[2]),

@@ -29,12 +29,16 @@ class Request:
 
 
 def given_objects(
-    request: Request, words: Vocabulary, protocol: str, *, needs_object: bool = False
+    request: Request, words: Words, protocol: str, *, needs_object: bool = False
 ) -> list[tuple[str, MaskLike | None]] | None:
-    """Names that `oracle_obj` is told with their masks (None: everywhere), None for `pred_all`; ValueError if wrong.
+    """Names that `oracle_obj` is told with their masks (None: everywhere), None for others; ValueError if wrong.
 
     A system that `needs_object` may be given a mask without a name.
     """
+    if not isinstance(words, Vocabulary):
+        if request.object is not None or request.object_mask is not None:
+            raise ValueError("an object is given together with a vocabulary, not with phrases")
+        return None
     name, given = request.object, request.object_mask
     if protocol != "oracle_obj":
         if name is not None or given is not None:
@@ -58,12 +62,8 @@ def given_objects(
 
 def object_map(request: Request, photo: Photo, words: Words, protocol: str, *, needs_object: bool) -> np.ndarray | None:
     """int32 object ids [h, w] that `oracle_obj` is told, None for `pred_all` and for phrases."""
-    if not isinstance(words, Vocabulary):
-        if request.object is not None or request.object_mask is not None:
-            raise ValueError("an object is given together with a vocabulary, not with phrases")
-        return None
     masks = given_objects(request, words, protocol, needs_object=needs_object)
-    if masks is None:
+    if masks is None or not isinstance(words, Vocabulary):
         return None
     objects = np.full(photo.size, BACKGROUND_LABEL, np.int32)
     for each, mask in masks:

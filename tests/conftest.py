@@ -1,7 +1,10 @@
 """Fixtures every test may use."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -58,3 +61,18 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoints = Checkpoints(folder / "run" / "checkpoints", config=plain(config))
     checkpoints.save(model, optimizer=optimizer, iteration=3, vocabulary=vocabulary, ema=None)
     return folder / "run"
+
+
+def load_tool(name: str) -> ModuleType:
+    """The tool as a module, for tests that call it without starting a process."""
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def load():
+    """Function: name of a tool -> its module."""
+    return load_tool

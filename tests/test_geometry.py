@@ -74,7 +74,7 @@ def test_channel_order():
 
 # Canvas ---------------------------------------------------------------------------------------------------------------
 PLACES = [
-    # a 6 x 8 photo on a canvas that is larger and smaller, begun inside and outside of it; region: top, left, height, width
+    # canvas, offset and region of a 6 x 8 photo; canvases are larger and smaller, photos begin in and outside of them
     ((10, 12), (0, 0), (0, 0, 6, 8)),
     ((10, 12), (3, 2), (3, 2, 6, 8)),
     ((4, 5), (0, 0), (0, 0, 4, 5)),

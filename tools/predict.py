@@ -7,6 +7,7 @@ Arguments are key=value:
     ckpt        a .pt file or a run directory (required)
     input       file, folder or glob; may be given several times (required). Frames come in natural order
     vocabulary  YAML mapping or file, or pascal_part_116, ade20k_part_234, partimagenet_40 (default: the checkpoint's)
+    phrases     a mask for each of these instead of a vocabulary, for systems that read phrases; several times
     output      folder of what is written (default: predictions): a new one, or that of an earlier run; never one that
                 photos or masks are read from
     protocol    pred_all, or oracle_obj, which is told the object (default: pred_all)
@@ -50,10 +51,10 @@ from partseg.data.images import list_images, unique_stems
 from partseg.data.io import read_json
 from partseg.photo_prediction import COCO_INFO, PhotoPrediction, coco_document
 from partseg.requests import Request, given_objects
+from partseg.system import Words
 from partseg.utils import arguments
 from partseg.utils.files import json_bytes, write_atomic
 from partseg.utils.visualize import save_png
-from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.words import as_vocabulary
 
 SEGMENTS = "segments.json"
@@ -65,6 +66,7 @@ class Options:
     ckpt: Path
     input: tuple[str, ...]
     vocabulary: str | None = None
+    phrases: tuple[str, ...] = ()
     output: Path = Path("predictions")
     protocol: str = "pred_all"
     object: str | None = None
@@ -88,7 +90,8 @@ def main(options: Options) -> int:
     if others:
         some = ", ".join(p.name for p in others[:5]) + (", ..." if len(others) > 5 else "")
         console.print(f"{len(others)} files are no images and are left out: {escape(some)}")
-    words = None if options.vocabulary is None else as_vocabulary(options.vocabulary)
+    vocabulary = None if options.vocabulary is None else as_vocabulary(options.vocabulary)
+    phrases = options.phrases or None
     check_masks(options, paths)
     segmenter = api.load(
         options.ckpt,
@@ -96,20 +99,21 @@ def main(options: Options) -> int:
         precision=options.precision,  # type: ignore[arg-type]
         plugins=options.plugins,
     )
-    vocabulary = words or segmenter.vocabulary
+    words = segmenter.words(vocabulary, phrases)
     failures: list[str] = []
     predictions = segmenter.predict_many(
         requests(options, paths),
         vocabulary,
+        phrases=phrases,
         protocol=options.protocol,
         return_scores=options.scores,
         attention=options.attention,
         batch_size=options.batch_size,
         on_error=lambda _, error: failures.append(str(error)),
     )
-    given_objects(next(requests(options, paths)), vocabulary, options.protocol)
+    given_objects(next(requests(options, paths)), words, options.protocol, needs_object=segmenter.input.needs_object)
     stems = unique_stems(paths, endings=ENDINGS, taken=[SEGMENTS])
-    claim_output(options, paths, stems.values(), vocabulary)
+    claim_output(options, paths, stems.values(), words)
     done: list[PhotoPrediction] = []
     try:
         for prediction in progress(predictions, len(paths), done, failures, console):
@@ -121,7 +125,7 @@ def main(options: Options) -> int:
                 done.append(prediction.without_pixels())
     finally:
         if done:  # also after Ctrl-C: what was predicted so far is on disk with its pictures
-            write_atomic(options.output / SEGMENTS, json_bytes(coco_document(done, vocabulary)))
+            write_atomic(options.output / SEGMENTS, json_bytes(coco_document(done, words)))
     seconds = time.perf_counter() - start
     console.print(
         f"{len(done)} photos in {seconds:.1f} s ({seconds / max(1, len(paths)):.2f} s each): {options.output}"
@@ -150,7 +154,7 @@ def check_masks(options: Options, paths: Sequence[Path]) -> None:
         )
 
 
-def claim_output(options: Options, paths: Sequence[Path], stems: Collection[str], vocabulary: Vocabulary) -> None:
+def claim_output(options: Options, paths: Sequence[Path], stems: Collection[str], words: Words) -> None:
     """Make the output folder ours by an empty segments.json; ValueError where results would replace other files."""
     folder = options.output
     read_from = {path.parent for path in paths} | {Path(os.path.realpath(path)).parent for path in paths}
@@ -168,7 +172,7 @@ def claim_output(options: Options, paths: Sequence[Path], stems: Collection[str]
             f"output={folder} holds {there[0]}, which this tool did not write and would replace; choose another folder"
         )
     try:
-        write_atomic(folder / SEGMENTS, json_bytes(coco_document([], vocabulary)))
+        write_atomic(folder / SEGMENTS, json_bytes(coco_document([], words)))
     except OSError as error:
         raise ValueError(f"output={folder} cannot be written to: {error.strerror}; choose another folder") from error
 

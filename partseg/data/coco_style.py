@@ -153,7 +153,8 @@ def _box(annotation: Mapping[str, Any], path: Path) -> tuple[float, float, float
     if "bbox" not in annotation:
         return None
     values = annotation["bbox"]
-    if len(values) != 4 or not all(isinstance(v, int | float) for v in values) or min(values[2:]) < 0:
+    numbers = isinstance(values, list) and all(isinstance(v, int | float) for v in values)
+    if not numbers or len(values) != 4 or min(values[2:]) < 0:
         raise ValueError(
             f"{path}: annotation {annotation.get('id')} has bbox {values!r}, not [left, top, width, height]"
         )

@@ -19,7 +19,7 @@ from torch import nn
 from partseg.engine.ema import COUNT, Ema
 from partseg.utils import targets
 from partseg.utils.archive import load_tensors
-from partseg.utils.config import instantiate, stored
+from partseg.utils.config import instantiate, renamed, stored
 from partseg.utils.files import json_bytes, sha256_of, write_atomic
 from partseg.vocabulary.names import Vocabulary
 from partseg.weights.load import LoadReport, load_weights
@@ -216,7 +216,7 @@ def _check_entries(state: Mapping[str, Any]) -> None:
 
 
 def _network(state: Mapping[str, Any], plugins: Sequence[str]) -> nn.Module:
-    node = _without_start(state["config"].get("model"))
+    node = renamed(_without_start(state["config"].get("model")))
     config = stored(node, group="model", plugins=plugins)
     targets.check_no_files(node, group="model", plugins=plugins)
     weights = {**state["model"], **{name: x for name, x in state.get("ema", {}).items() if name != COUNT}}

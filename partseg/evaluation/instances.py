@@ -263,7 +263,7 @@ def _annotations(
 def _index(images: Sequence[_Image], annotations: list[dict[str, Any]], count: int) -> COCO:
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": i} for i in range(len(images))],
+        "images": [{"id": i, "height": m.truth.size[0], "width": m.truth.size[1]} for i, m in enumerate(images)],
         "categories": [{"id": k} for k in range(count)],
         "annotations": annotations,
     }

@@ -163,7 +163,7 @@ def renamed(node: Any) -> Any:
         entries = {key: renamed(value) for key, value in node.items()}
         if "_target_" in entries:
             target = entries["_target_"] = moved.get(str(entries["_target_"]), entries["_target_"])
-            entries = {key: value for key, value in entries.items() if key not in dropped.get(target, ())}
+            entries = {key: value for key, value in entries.items() if key not in dropped.get(str(target), ())}
         return entries
     return [renamed(each) for each in node] if isinstance(node, list | tuple) else node
 

@@ -232,26 +232,23 @@ class Vocabulary:
         return replace(self, prompt_names=dict(prompt_names))
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
-    def prompts(self, level: Level, template: str = "{}") -> tuple[str, ...]:
-        """One prompt per class of `level`. Object-parts read "dog head": the possessive is for display only.
+    def words(self, level: Level) -> tuple[tuple[str, str, str], ...]:
+        """(name, object, part) of each class of `level` as prompts say them; "" for a word that the level has not.
 
-        `template` must hold one `{}`.
+        Object-parts are called "dog head": the possessive is for display only.
         """
-        if template.count("{}") != 1:
-            raise ValueError(
-                f"prompt template {template!r} must contain '{{}}' exactly once, for example 'a photo of a {{}}'"
-            )
         word: Callable[[str], str] = lambda name: self.prompt_names.get(name, name)  # noqa: E731
-        names: Iterable[str]
         if level == "object_part":
-            names = (f"{word(o)} {word(p)}" for o, p in self.pairs)
-        elif level == "object":
-            names = map(word, self.objects)
-        elif level == "part":
-            names = map(word, self.parts)
-        else:
-            raise ValueError(f"level {level!r} is not one of {LEVELS}")
-        return tuple(template.replace("{}", n) for n in names)
+            return tuple((f"{word(o)} {word(p)}", word(o), word(p)) for o, p in self.pairs)
+        if level == "object":
+            return tuple((word(o), word(o), "") for o in self.objects)
+        if level == "part":
+            return tuple((word(p), "", word(p)) for p in self.parts)
+        raise ValueError(f"level {level!r} is not one of {LEVELS}")
+
+    def prompts(self, level: Level) -> tuple[str, ...]:
+        """The name of each class of `level` as prompts say it; text/templates.py puts them into sentences."""
+        return tuple(name for name, _, _ in self.words(level))
 
     # ---- identity and files ------------------------------------------------------------------------------------------
     @cached_property

@@ -130,14 +130,14 @@ OLD_NAMES = {
 }
 
 
-def with_old_names(node):
+def with_old_names(node, feature_cache=None):
     """A config of today as it was written before the classes moved, when a backbone could keep features in a folder."""
     if not isinstance(node, dict):
         return node
-    node = {key: with_old_names(value) for key, value in node.items()}
+    node = {key: with_old_names(value, feature_cache) for key, value in node.items()}
     if "_target_" in node:
         node["_target_"] = OLD_NAMES[node["_target_"]]
-        node |= {"feature_cache": None} if node["_target_"].endswith("ClipBackbone") else {}
+        node |= {"feature_cache": feature_cache} if node["_target_"].endswith("ClipBackbone") else {}
     return node
 
 
@@ -161,10 +161,11 @@ def predicted(model, vocabulary):
 
 
 @pytest.mark.parametrize("choice", ["clipseg_tiny", "part_clipseg_tiny"])
-def test_a_checkpoint_of_before_the_classes_moved_predicts_the_same(tmp_path, tiny, choice):
+@pytest.mark.parametrize("feature_cache", [None, "features/of/photos"])
+def test_a_checkpoint_of_before_the_classes_moved_predicts_the_same(tmp_path, tiny, choice, feature_cache):
     config, parts = network_and_parts(choice, tiny)
-    old = {**config, "model": with_old_names(config["model"])}
-    assert "partseg.systems" not in str(old["model"]) and old["model"]["backbone"]["feature_cache"] is None
+    old = {**config, "model": with_old_names(config["model"], feature_cache)}
+    assert "partseg.systems" not in str(old["model"]) and "feature_cache" in old["model"]["backbone"]
     save(Checkpoints(tmp_path, config=old), parts, 1)
     model, vocabulary, stored = load_model(tmp_path)
     assert vocabulary == parts["vocabulary"] and stored == old

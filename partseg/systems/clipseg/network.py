@@ -21,7 +21,7 @@ from partseg.system import Words
 from partseg.systems.clipseg.decoder import Decoder, DecoderShape
 from partseg.systems.clipseg.layers import VisualAdapter
 from partseg.systems.clipseg.weights import LAYOUTS
-from partseg.text.templates import resolve_template
+from partseg.text.templates import TemplateLike, Templates
 from partseg.vocabulary.phrases import Phrases
 from partseg.weights.freeze import set_trainable
 
@@ -54,7 +54,7 @@ class ClipSegBase(nn.Module):
         backbone: ClipBackbone,
         *,
         image_size: int,
-        template: str,
+        template: TemplateLike,
         adapter_ratio: float | None,
         decoder: DecoderShape | None,
         prompt_chunk: int,
@@ -62,7 +62,7 @@ class ClipSegBase(nn.Module):
     ) -> None:
         super().__init__()
         self.input = InputSpec((image_size, image_size))
-        self.template = resolve_template(template)
+        self.templates = Templates(template)
         self.backbone = backbone
         self.adapter = None if adapter_ratio is None else VisualAdapter(backbone.image_dim, ratio=adapter_ratio)
         self.shape = decoder or DecoderShape()
@@ -101,7 +101,8 @@ class ClipSegBase(nn.Module):
 
     def encode_phrases(self, phrases: Phrases) -> ClipSegPrompts:
         """Prompts of free phrases, in the model's template."""
-        features = self.backbone.encode_prompts([self.template.replace("{}", text) for text in phrases.texts])
+        prompts = [self.templates.of_name(text) for text in phrases.texts]
+        features = self.templates.encode(self.backbone.encode_prompts, prompts)
         return ClipSegPrompts(features, self.background, are_phrases=True)
 
     def prompt_masks(self, images: Tensor, prompts: Float[Tensor, "E D"]) -> Float[Tensor, "B E H W"]:
@@ -124,7 +125,7 @@ class ClipSeg(ClipSegBase):
         train_text_embeddings: bool = True,
         train_background: bool = True,
         image_size: int = 352,
-        template: str = "{}",
+        template: TemplateLike = "{}",
         adapter_ratio: float | None = 0.2,
         decoder: DecoderShape | None = None,
         prompt_chunk: int = 64,
@@ -146,7 +147,8 @@ class ClipSeg(ClipSegBase):
         """A prompt per object-part, or per phrase."""
         if isinstance(words, Phrases):
             return self.encode_phrases(words)
-        features = self.backbone.encode_prompts(words.prompts("object_part", self.template))
+        prompts = self.templates.prompts(words, "object_part")
+        features = self.templates.encode(self.backbone.encode_prompts, prompts)
         return ClipSegPrompts(features, self.background)
 
     def forward(self, batch: Batch, *, reads: frozenset[str] = frozenset()) -> Outputs:

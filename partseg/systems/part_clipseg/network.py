@@ -26,6 +26,7 @@ from partseg.systems.clipseg.layers import Film, MaskHead, over_prompts
 from partseg.systems.clipseg.network import ClipSegBase, ClipSegPrompts
 from partseg.systems.part_clipseg.attention_maps import MaskAttention, masked_attention
 from partseg.systems.part_clipseg.weights import LAYOUTS
+from partseg.text.templates import TemplateLike
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.phrases import Phrases
 
@@ -135,7 +136,7 @@ class PartClipSeg(ClipSegBase):
         train_background: bool = True,
         official_object_text_index: bool = False,
         image_size: int = 352,
-        template: str = "{}",
+        template: TemplateLike = "{}",
         adapter_ratio: float | None = 0.2,
         decoder: DecoderShape | None = None,
         prompt_chunk: int = 64,
@@ -165,8 +166,12 @@ class PartClipSeg(ClipSegBase):
         """Prompts of parts and objects, or of phrases, which the decoder of parts and objects takes as they are."""
         if isinstance(words, Phrases):
             return self.encode_phrases(words)
-        parts, objects = (words.prompts(level, self.template) for level in ("part", "object"))  # type: ignore[arg-type]
-        features = self.backbone.encode_prompts([*parts, *objects])
+        parts, objects = self.templates.prompts(words, "part"), self.templates.prompts(words, "object")
+        encode = self.backbone.encode_prompts
+        if len(parts[0]) == len(objects[0]):
+            features = self.templates.encode(encode, [*parts, *objects])
+        else:
+            features = torch.cat([self.templates.encode(encode, each) for each in (parts, objects)])
         official = self.official_object_text_index
         pairs = pair_index(words, official=official, device=features.device)
         return PartClipSegPrompts(
