@@ -12,15 +12,20 @@ PACKAGE = ROOT / "partseg"
 
 # Lower may not import higher; packages on one level may not import each other.
 LEVELS = [
+    {"labels", "utils"},
+    {"geometry", "vocabulary"},
     {"structures"},
-    {"vocabulary"},
-    {"utils"},
-    {"text", "data"},
-    {"models", "losses", "evaluation"},
+    {"prediction", "text", "weights"},
+    {"system", "losses", "backbones"},
+    {"photo_prediction", "data"},
+    {"requests", "evaluation", "systems"},
     {"engine"},
     {"api", "integrations", "reproduce"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
+EXTENDS = {"part_clipseg": {"clipseg"}}
+"""A system is built on another where its paper is; otherwise two systems share blocks, not each other's code."""
+
 OPTIONAL = {"detectron2", "transformers", "wandb", "tensorboard", "gradio", "matplotlib"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -58,6 +63,43 @@ def test_imports_point_down(path):
         assert LEVEL_OF[target] < LEVEL_OF[unit], (
             f"{path.relative_to(ROOT)} imports partseg.{target}, which is not below it"
         )
+
+
+SYSTEMS = sorted(p.name for p in (PACKAGE / "systems").iterdir() if (p / "__init__.py").is_file())
+
+
+def spellings(system: str) -> set[str]:
+    """A system's name as code would write it."""
+    return {system, system.replace("_", ""), "".join(word.capitalize() for word in system.split("_"))}
+
+
+def words_of(path: Path) -> set[str]:
+    """Names and texts of a file that do something: all but comments and docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    words: set[str] = set()
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            for each in body:
+                if isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant):
+                    each.value.value = ""  # a docstring, or the text below a constant
+    for node in ast.walk(tree):
+        values = (getattr(node, field, None) for field in ("id", "attr", "name", "module", "arg", "value"))
+        words |= {value for value in values if isinstance(value, str)}
+    return words
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_system_is_named_in_its_own_folder_only(path):
+    """Otherwise the next system needs an edit there."""
+    parts = path.relative_to(PACKAGE).parts
+    own = parts[1] if parts[0] == "systems" and len(parts) > 2 else None
+    allowed = {own, *EXTENDS.get(own, ())}
+    for system in SYSTEMS:
+        if system in allowed or any(system in str(other) for other in allowed):
+            continue
+        named = {word for word in words_of(path) if any(s.lower() in word.lower() for s in spellings(system))}
+        assert not named, f"{path.relative_to(ROOT)} knows of {system}: {sorted(named)[:3]}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -14,6 +14,7 @@ from partseg.engine.writers import start_log
 from partseg.utils import config as configs
 from partseg.utils import distributed, env
 from partseg.utils.files import write_atomic
+from partseg.utils.run_names import changes_training
 
 LOG = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One line per setting that the two configs do not share and that changes the result."""
     before, after = dict(_flat(old)), dict(_flat(new))
-    keys = [k for k in {**before, **after} if configs.changes_training(k)]
+    keys = [k for k in {**before, **after} if changes_training(k)]
     absent = "absent"
     return [
         f"{k} was {before.get(k, absent)!r}, is now {after.get(k, absent)!r}"

@@ -174,7 +174,7 @@ class InstanceEvaluator:
     def evaluate(self) -> InstanceResult:
         """COCOeval over the images of all processes, run on the first one and handed to the others."""
         images = [image for part in distributed.gather_objects(self._images) for image in part]
-        return distributed.broadcast_object(self._measure(images) if distributed.is_main() else None)
+        return distributed.from_main(lambda: self._measure(images))
 
     def _measure(self, images: Sequence[_Image]) -> InstanceResult:
         images = sorted(images, key=lambda image: image.name)  # the same order for any number of processes

@@ -218,6 +218,6 @@ def _required(logits: Tensor | None, level: str) -> Tensor:
     if logits is None:
         raise ValueError(
             f"the model has no {level} logits, which the {level} term of the criterion needs; "
-            f"set criterion.terms.{level}.weight=0 or use criterion=clipseg"
+            f"set criterion.terms.{level}.weight=0, or use the system's own criterion="
         )
     return logits

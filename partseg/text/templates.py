@@ -20,7 +20,6 @@ from partseg.vocabulary.names import LEVELS, Level, Vocabulary
 NAMED: dict[str, tuple[str, ...]] = {
     "name": ("{}",),
     "photo": ("a photo of a {}",),
-    "clipseg": ("a photo of a {}.",),
     "part": ("a photo of the {} of an object",),
     "imagenet": tuple(make("{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES),
 }

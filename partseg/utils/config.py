@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import hashlib
 import inspect
 import os
 import re
@@ -30,35 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from partseg.utils import experiments, targets
-
-SAME_TRAINING = (
-    "name",
-    "resume",
-    "output_root",
-    "data_root",
-    "local",
-    "plugins",
-    "launch",
-    "logger",
-    "hooks",
-    "keep",
-    "best",
-    "eval",
-    "eval_dataset",
-    "evaluator",
-    "predictor",
-    "train.num_workers",
-    "train.accumulation",
-    "hydra",
-)
-"""Settings, with all below them, that leave the trained weights as they are. They are not part of a run's name, and a
-resumed run may change them without a word."""
-
-
-def changes_training(key: str) -> bool:
-    """Whether a setting ("optimizer.lr") or a choice of a group ("dataset@eval_dataset") changes what is trained."""
-    key = key.split("@")[-1]
-    return not any(key == same or key.startswith(f"{same}.") for same in SAME_TRAINING)
+from partseg.utils.run_names import run_name
 
 
 def config_dir() -> Path:
@@ -192,22 +163,6 @@ def save(config: DictConfig, path: str | Path) -> None:
     part.replace(path)
 
 
-def run_name(base: str, overrides: Sequence[str]) -> str:
-    """`base` and every override that changes what is trained: `x__optimizer.lr-3e-4__seed-1`.
-
-    Overrides are sorted, so their order on the command line does not matter.
-    """
-    words = [base]
-    for override in sorted(overrides):
-        key, _, value = override.lstrip("+~").partition("=")
-        if key != "experiment" and changes_training(key):
-            words.append(re.sub(r"[^\w.+-]+", "_", f"{key}-{value}").strip("_"))
-    name = "__".join(words)
-    if len(name) > 200:  # file systems end at 255 bytes
-        name = f"{name[:180]}__{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    return name
-
-
 def _spelled_out(config_name: str, overrides: Sequence[str]) -> list[str]:
     """Overrides as Hydra needs them.
 
@@ -233,10 +188,6 @@ def _spelled_out(config_name: str, overrides: Sequence[str]) -> list[str]:
     ]
 
 
-def _as_typed(override: str) -> str:
-    return "recipe=official" if override.startswith("recipe=official_") else override
-
-
 def _compose(config_name: str, overrides: Sequence[str], *, hydra: bool = False) -> DictConfig:
     experiments.register(config_dir())
     previous = GlobalHydra.instance().hydra
@@ -252,7 +203,7 @@ def _finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     check_targets(config)
     if "name" in config and config.name is None:
         chosen = [o.split("=", 1)[1] for o in overrides if o.startswith(("experiment=", "+experiment="))]
-        config.name = run_name(Path(chosen[-1]).name if chosen else "train", [_as_typed(o) for o in overrides])
+        config.name = run_name(Path(chosen[-1]).name if chosen else "train", overrides)
     OmegaConf.set_struct(config, True)
     return config
 

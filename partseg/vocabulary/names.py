@@ -13,12 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from reprlib import repr as shown  # a few words of it, however long it is
 from typing import Literal
 
 import numpy as np
-import yaml
 
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 
@@ -276,32 +274,6 @@ class Vocabulary:
             unseen_objects=tuple(data["unseen_objects"]),  # type: ignore[arg-type]
             name=str(data["name"]),
             prompt_names=data["prompt_names"],  # type: ignore[arg-type]
-        )
-
-    @classmethod
-    def from_yaml(cls, path: str | Path) -> Vocabulary:
-        """Read one of the shipped lists, or a user's file: either the full form or a plain mapping."""
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no vocabulary file {path}")
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(data, Mapping):
-            raise ValueError(f"{path} must hold a mapping of object to list of parts, it holds {type(data).__name__}")
-        if "object_parts" not in data:
-            return cls.from_mapping(data, name=path.stem)
-        known = {"name", "objects", "unseen_objects", "prompt_names", "object_parts"}
-        unknown = sorted(set(data) - known)
-        if unknown:
-            raise ValueError(f"{path} has unknown keys {unknown}; known keys are {sorted(known)}")
-        for entry in data["object_parts"]:
-            if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(n, str) for n in entry)):
-                raise ValueError(f"{path}: object_parts must list [object, part] pairs of text, got {shown(entry)}")
-        return cls(
-            pairs=tuple((o, p) for o, p in data["object_parts"]),
-            label_objects=tuple(data.get("objects", ())),
-            unseen_objects=tuple(data.get("unseen_objects", ())),
-            name=str(data.get("name", path.stem)),
-            prompt_names=data.get("prompt_names") or {},
         )
 
     @classmethod

@@ -12,7 +12,7 @@ from reprlib import repr as shown  # a few words of it, however long or deep it 
 import yaml
 
 from partseg.vocabulary.names import Vocabulary
-from partseg.vocabulary.shipped import shipped, shipped_names
+from partseg.vocabulary.shipped import full_form, shipped, shipped_names
 
 VocabularyLike = Vocabulary | Mapping[str, object] | str | Path
 
@@ -61,7 +61,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
         raise ValueError(f"{path} is no text in UTF-8; save it as UTF-8") from error
     data = _parse(text, str(path), longest=LONGEST_FILE)
     if isinstance(data, Mapping) and "object_parts" in data:
-        return Vocabulary.from_yaml(path)
+        return full_form(data, path)
     return _from_data(data, name=path.stem)
 
 

@@ -71,7 +71,7 @@ def _locate(source: str, *, clip_name: str | None, revision: str | None) -> tupl
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and Path(source).suffix not in {".pth", ".pt", ".bin", ".safetensors"}:
         return _from_hub(source, revision), None
     raise FileNotFoundError(
-        f"no weights {source!r}: it is not a file, not a hub name like 'CIDAS/clipseg-rd64-refined', "
+        f"no weights {source!r}: it is not a file, not a hub name (owner/repository), "
         f"and not an open_clip tag of {clip_name!r} ({', '.join(tags) or 'it has none'})"
     )
 

@@ -128,7 +128,7 @@ TARGETS = {
     "store": lambda ran: {"_target_": "torch.distributed.FileStore", "_args_": [str(ran), 1]},
     "write": lambda ran: {"_target_": "partseg.utils.files.write_atomic", "path": str(ran), "data": "x"},
     "toy": lambda ran: {"_target_": "toy_world.writer.write_toy", "root": str(ran)},
-    "names": lambda ran: {"_target_": "partseg.vocabulary.names.Vocabulary.from_yaml", "path": str(ROOT / "README.md")},
+    "names": lambda ran: {"_target_": "partseg.vocabulary.words.read_vocabulary", "path": str(ROOT / "README.md")},
     "builder": lambda ran: {
         "_target_": "partseg.utils.config.instantiate",
         "_recursive_": False,

@@ -1,11 +1,14 @@
 """Tokens and prompts; the towers themselves are tested with the models."""
 
+import re
+
 import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
 from partseg.text.encoder import PromptCache, encode_prompts, tokenize
-from partseg.text.templates import TEMPLATES, resolve_template
+from partseg.text.templates import Templates
+from partseg.vocabulary.names import Vocabulary
 
 
 class CountingTower:
@@ -42,12 +45,39 @@ def test_a_prompt_of_exactly_the_context_fits():
     assert tokenize(SimpleTokenizer(), ["leg " * 10], context_length=12).shape == (1, 12)
 
 
-def test_templates_are_names_or_texts():
-    assert resolve_template("photo") == "a photo of a {}" and resolve_template("the {} here") == "the {} here"
-    assert all(resolve_template(name) == text for name, text in TEMPLATES.items())
-    for bad in ("fotos", "{} {}", ""):
-        with pytest.raises(ValueError, match="exactly once"):
-            resolve_template(bad)
+WORDS = Vocabulary.from_mapping({"dog": ["head", "tail"], "{}": ["{object}"]})
+
+
+def test_a_template_is_a_text_a_name_or_one_of_each_level():
+    own = Templates({"object_part": "{object}'s {part}", "object": ["a photo of a {}.", "the {object}"]})
+    assert own.prompts(WORDS, "object_part")[:2] == [("dog's head",), ("dog's tail",)]
+    assert own.prompts(WORDS, "object")[0] == ("a photo of a dog.", "the dog")
+    assert own.prompts(WORDS, "part")[0] == ("head",) == Templates("{}").prompts(WORDS, "part")[0]
+    assert own.prompts(WORDS, "object_part")[2] == ("{}'s {object}",)  # names are never taken for templates
+    assert Templates("photo").of_name("left ear") == ("a photo of a left ear",)
+    assert len(Templates("imagenet").prompts(WORDS, "part")[0]) == 80
+
+
+def test_several_texts_are_averaged():
+    texts = ["{}", "a {}"]
+    encode = lambda prompts: torch.tensor([[float(len(prompt))] for prompt in prompts])  # noqa: E731
+    templates = Templates(texts)
+    assert templates.encode(encode, templates.prompts(WORDS, "part"))[:2].tolist() == [[5.0], [5.0]]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("fotos", "of level object_part must hold {} or {object} or {part}"),
+        ("{} {}", "must hold"),
+        ("{object}'s {part}", "of level object must hold {} or {object} and nothing else"),
+        ({"part": "{object}"}, "of level part must hold {} or {part}"),
+        ({"objct": "{}"}, "has levels ['objct']"),
+    ],
+)
+def test_templates_that_are_none(template, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Templates(template)
 
 
 def test_prompts_of_frozen_weights_are_kept_until_a_weight_changes():
