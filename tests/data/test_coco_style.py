@@ -1,4 +1,4 @@
-"""Data sets from COCO-style JSON: names, parents, scores, boxes, phrases, shards; what is left out and what is refused."""
+"""Data sets from COCO-style JSON: names, parents, scores, boxes, phrases, shards; what is left out or refused."""
 
 import json
 import logging
@@ -224,7 +224,10 @@ def test_annotations_count_in_the_manifest(write, dog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"annotations": "absent.json"}, r"no annotation file .*absent\.json; set dataset\.annotations or dataset\.root"),
+        (
+            {"annotations": "absent.json"},
+            r"no annotation file .*absent\.json; set dataset\.annotations or dataset\.root",
+        ),
         ({"annotations": "absent_*.json"}, r"no annotation file .*absent_\*\.json"),
         ({"annotations": ["annotations_val.json", "absent.json"]}, r"no annotation file .*absent\.json"),
         ({"split": "train"}, r"no annotation file .*annotations_train\.json"),

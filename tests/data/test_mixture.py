@@ -26,6 +26,7 @@ CARS = Vocabulary(
 @pytest.fixture
 def dataset(tmp_path, image_writer, rectangle):
     """Function: vocabulary, number of records -> a training set whose only label is its last object-part."""
+
     def build(vocabulary, count, *, size=8, seed=0):
         records = []
         for i in range(count):

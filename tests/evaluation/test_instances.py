@@ -104,8 +104,8 @@ def published(pairs, iou_type, *, labels=None):
             entry |= {"area": float(mask.sum()), "bbox": coco_mask.toBbox(rle).tolist(), "iscrowd": int(not counted)}
             truth.append(entry)
         for rle, score, label in zip(segments.rles, segments.scores, segments.label):
-            entry = {"image_id": i, "category_id": int(label) + 1, "score": float(score)}
-            found.append(entry | ({"segmentation": rle} if iou_type == "segm" else {"bbox": list(coco_mask.toBbox(rle))}))
+            shown = {"segmentation": rle} if iou_type == "segm" else {"bbox": coco_mask.toBbox(rle).tolist()}
+            found.append({"image_id": i, "category_id": int(label) + 1, "score": float(score), **shown})
     coco = COCO()
     categories = [{"id": k, "name": str(k)} for k in range(1, 9)]
     coco.dataset = {"images": images, "annotations": truth, "categories": categories, "info": {}}

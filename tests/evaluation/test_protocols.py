@@ -1,5 +1,7 @@
 """Each protocol on tiny hand-drawn maps: which parts may be chosen, which pixels count, what is a miss."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.protocols import OracleObj, OracleObjSubstring, PredAll, PredAllStrict, PredObj
 from partseg.evaluation.runner import process_image
 from partseg.labels import IGNORE_LABEL
-from partseg.prediction import DenseScores
+from partseg.prediction import DenseScores, PhraseScores, Segments
 from partseg.structures import Record
 from partseg.vocabulary.names import Vocabulary
 
@@ -193,3 +195,53 @@ def test_choices_share_what_they_can_and_keep_apart_what_differs(vocabulary):
             else:
                 ids = torch.tensor(parts[object_id])
                 assert found[0, x] == ids[reader.scores.object_part[ids, 0, x].argmax()]
+
+
+# Systems that find instances, and views that the photo does not fill --------------------------------------------------
+@pytest.fixture
+def segments():
+    """Two dogs' heads (the worse one larger), a car's wheel on top of both, and the objects; a row of six pixels."""
+    rows = [
+        (0.9, 0, 0, range(0, 2)),  # score, level, label, columns
+        (0.5, 0, 0, range(0, 4)),
+        (0.8, 0, 3, range(1, 6)),
+        (0.7, 1, 3, range(0, 5)),  # the dog: position 3 in label_objects
+        (0.6, 1, 2, range(4, 6)),  # a chair, which has no parts
+        (0.4, 1, 1, range(5, 6)),  # a car under it
+    ]
+    masks = torch.zeros(len(rows), 1, 6, dtype=torch.bool)
+    for mask, (*_, columns) in zip(masks, rows):
+        mask[0, list(columns)] = True
+    scores, level, label, _ = zip(*rows)
+    found = Segments.from_masks(masks, scores=scores, level=level, label=label, levels=("object_part", "object"))
+    return found.select(torch.randperm(len(rows)).sort().values.numpy())
+
+
+def test_the_best_segment_that_may_lie_on_top(vocabulary, sample, segments):
+    one = sample([[0] * 6], [[2, 2, 2, 1, -1, None]])
+    given, _ = run_one(OracleObj(), segments, one, vocabulary)
+    assert given.tolist() == [[0, 0, 0, 3, B, B]]  # the wheel where a car is given, though it is not the best there
+    free, _ = run_one(PredAll(), segments, one, vocabulary)
+    assert free.tolist() == [[0, 0, 0, 0, B, B]]  # the dog reaches to 4, its heads to 3; a chair is no object
+    parts_only = replace(segments.of_level("object_part"), levels=("object_part",))
+    free, _ = run_one(PredAll(), parts_only, one, vocabulary)
+    assert free.tolist() == [[0, 0, 3, 3, 3, 3]]  # nothing is known of objects: the best of all
+
+
+def test_masks_per_phrase_are_no_labels(vocabulary, sample):
+    phrases = PhraseScores(torch.zeros(1, 1, 2), (1, 2))
+    with pytest.raises(TypeError, match="'image': a PhraseScores holds no labels of a vocabulary"):
+        run_one(PredAll(), phrases, sample([[0, 0]], [[2, 2]]), vocabulary)
+
+
+def test_only_the_photo_is_read(vocabulary, sample):
+    """The same maps, inside a view that is filled up around them with what would win everywhere."""
+    one = sample([[0, 3], [5, None]], [[2, 1], [0, -1]])
+    plain = scores_for([[0, 3], [5, 1]], [[2, 1], [0, 2]])
+    parts, objects = torch.full((9, 4, 5), 99.0), torch.full((4, 4, 5), 99.0)
+    parts[:, 1:3, 2:4], objects[:, 1:3, 2:4] = plain.object_part, plain.object
+    placed = DenseScores(parts, objects, (2, 2), region=(1, 2, 2, 2))
+    for protocol in (OracleObj(), PredAll(), PredAllStrict()):
+        alone, inside = (run_one(protocol, scores, one, vocabulary) for scores in (plain, placed))
+        assert torch.equal(alone[0], inside[0])
+        np.testing.assert_array_equal(alone[1].confusion, inside[1].confusion)

@@ -8,11 +8,11 @@ import zlib
 
 import numpy as np
 import pytest
-from converters import ade20k, partimagenet
-from converters.cli import run_main
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from converters import ade20k, partimagenet
+from converters.cli import run_main
 from partseg.data import catalog, coco, io
 from partseg.data.images import read_photo
 from partseg.data.mapper import EvalMapper, TrainMapper
