@@ -33,6 +33,7 @@ from PIL import Image
 from partseg import api
 from partseg.data import catalog
 from partseg.data.images import read_photo
+from partseg.data.mapper import EvalMapper
 from partseg.engine import checkpoint as checkpoints
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.systems.part_clipseg.heatmaps import LabelledPicture, cells, heatmaps, summary
@@ -62,7 +63,8 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
 
 def pictures_of_dataset(values: dict[str, str]) -> list[LabelledPicture]:
     """Pictures of the data set with its own labels."""
-    data = catalog.get(values["dataset"], split=values["split"], data_root=values["data_root"])
+    mapper = EvalMapper()  # labels at the photo's size, also of the training split
+    data = catalog.get(values["dataset"], split=values["split"], data_root=values["data_root"], mapper=mapper)
     found = []
     for index in map(int, values["index"].split(",")):
         if not 0 <= index < len(data):

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from partseg.data import catalog, io
+from partseg.data.mapper import EvalMapper
 from partseg.evaluation import results
 from partseg.evaluation.predictions import read_prediction
 from partseg.labels import IGNORE_LABEL
@@ -81,7 +82,7 @@ def overlays(run: str, output: str) -> None:
     content = results.read(Path(run))
     config = content["config"]
     node = stored(config["eval_dataset"], group="dataset")
-    dataset = instantiate(node, split=config["eval"]["split"])
+    dataset = instantiate(node, split=config["eval"]["split"], mapper=EvalMapper())
     names = dataset.vocabulary.object_parts
     pictures, captions = [], []
     for index in range(len(dataset)):

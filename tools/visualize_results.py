@@ -31,6 +31,7 @@ from rich.progress import track
 from partseg import api
 from partseg.data import io
 from partseg.data.dataset import PartSegDataset
+from partseg.data.mapper import EvalMapper
 from partseg.evaluation import results
 from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.predictions import read_prediction
@@ -102,7 +103,7 @@ def open_dataset(content: Mapping[str, Any], root: Path | None, plugins: Sequenc
     node = dict(content["config"]["eval_dataset"]) | ({} if root is None else {"root": str(root)})
     settings = content["config"]["eval"]
     checked = stored(node, group="dataset", plugins=plugins)
-    dataset = instantiate(checked, split=settings["split"])
+    dataset = instantiate(checked, split=settings["split"], mapper=EvalMapper())
     if settings["limit_images"] is not None:
         dataset = dataset.subset(range(min(settings["limit_images"], len(dataset))))
     if dataset.manifest_hash != content["dataset"]["manifest_hash"]:

@@ -13,6 +13,7 @@ from partseg.losses.criterion import Criterion, NonFiniteLossError
 from partseg.losses.pixel import ObjectPartBCE
 from partseg.structures import Batch
 from partseg.utils.config import compose, instantiate
+from partseg.vocabulary.names import Vocabulary
 
 
 class Recorder:
@@ -226,6 +227,28 @@ def test_a_frozen_text_tower_meets_every_word_once(real):
     for batch in (some, all_of_them, some):
         trainer.step(iter([batch]))
     assert calls == [2, 3]
+
+
+def test_a_step_may_hold_batches_of_two_vocabularies(real):
+    """As from a mixture of data sets: each micro-batch keeps its own names, all share one mean."""
+
+    def build(accumulation):
+        torch.manual_seed(0)
+        return real(prompt_sampling=PromptSampling(share=0.0, seed=0), accumulation=accumulation)[0]
+
+    trainer = build(2)
+    batch = first_image(trainer, [0, 1, 3])
+    other = Vocabulary.from_mapping({"bird": ["wing", "beak"]})
+    labels = torch.zeros_like(batch.object_part)
+    foreign = Batch(batch.images, labels, labels.clone(), ("bird",), other)
+    seen = []
+    trainer.network.register_forward_pre_hook(lambda _, given: seen.append(given[0].vocabulary))
+    step = trainer.step(iter([batch, foreign]))
+    assert [vocabulary.objects for vocabulary in seen] == [("dog", "car"), ("bird",)]
+    assert [len(vocabulary) for vocabulary in seen] == [3, 1]
+    alone = [build(1).step(iter([each])).loss for each in (batch, foreign)]
+    torch.testing.assert_close(step.loss, sum(alone) / 2)  # equally many labelled pixels in both
+    assert step.num_images == 2
 
 
 def first_image(trainer, labels):

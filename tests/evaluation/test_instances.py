@@ -329,6 +329,14 @@ def test_processes_together_give_the_same_scores(sample, vocabulary, monkeypatch
     assert len(sent) == 3
 
 
+def test_equal_scores_do_not_depend_on_the_order_of_images(sample, vocabulary):
+    """A hit in one image, a false alarm of the same score in another."""
+    hit = truth_of(sample, [(HEAD, A)], name="a"), found_of([(0.5, HEAD, A)])
+    miss = truth_of(sample, [], name="b"), found_of([(0.5, HEAD, A)])
+    scores = [measure(vocabulary, pairs).scores()["AP"] for pairs in ([hit, miss], [miss, hit])]
+    assert scores == pytest.approx([100, 100])
+
+
 def test_a_refusal_reaches_every_process(sample, vocabulary, monkeypatch):
     """What is wrong is found where it is measured; the others must not wait for a result."""
     evaluator = InstanceEvaluator()

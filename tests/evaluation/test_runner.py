@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from partseg.data.mapper import EvalMapper
 from partseg.evaluation.pixels import METRICS, PixelEvaluator
 from partseg.evaluation.predictor import Predictor
-from partseg.evaluation.protocols import OracleObj, PredAll, PredAllStrict
+from partseg.evaluation.protocols import OracleObj, PredAll, PredAllStrict, PredObj
 from partseg.evaluation.runner import evaluate, run
 from partseg.geometry import InputSpec
 from partseg.labels import IGNORE_LABEL
@@ -188,6 +188,30 @@ def test_present_prompts_run_fewer_prompts(model, vocabulary, sample, batched):
 def test_present_prompts_are_refused_for_blind_protocols(model, vocabulary, samples_of, batched):
     with pytest.raises(ValueError, match="pred_all"):
         counts_of(model, batched(samples_of(1), 1), vocabulary, predictor=Predictor(prompts="present"))
+
+
+def test_a_system_that_needs_objects_gets_those_that_its_evaluators_know(model, vocabulary, sample, batched):
+    """The annotated ones, or another segmenter's; it is refused to evaluators that know none or another's."""
+    other = torch.tensor([[1, 1]], dtype=torch.int32)
+    one = replace(sample([[0, 3]], [[2, 1]]), given=other)
+    told = []
+    predict = model.predict
+    model.predict = lambda *args, given, **options: (told.append(given), predict(*args, **options))[1]
+    model.input = InputSpec((16, 16), needs_object=True)
+    for protocol, objects in ((OracleObj(), one.object), (PredObj(), other)):
+        evaluators = {protocol.name: PixelEvaluator(protocol)}
+        counts_of(model, batched([one], 1), vocabulary, evaluators=evaluators)
+        assert torch.equal(told.pop()[0], objects)
+    both = {p.name: PixelEvaluator(p) for p in (OracleObj(), PredObj())}
+    with pytest.raises(ValueError, match="is told the objects; evaluators .* disagree on whose"):
+        counts_of(model, batched([one], 1), vocabulary, evaluators=both)
+    with pytest.raises(
+        ValueError, match=r"is told which objects there are; evaluators \['pred_all', 'pred_all_strict'\]"
+    ):
+        counts_of(model, batched([one], 1), vocabulary)
+    model.input = InputSpec((16, 16))
+    counts_of(model, batched([one], 1), vocabulary, evaluators=both)
+    assert told == [None]  # a system that needs none is told none
 
 
 def test_flat_keys_and_missing_scores(model, headless_model, vocabulary, samples_of, batched):

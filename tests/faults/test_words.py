@@ -102,12 +102,14 @@ def test_files_are_read_by_the_same_rules(tmp_path):
         (bomb(6).encode(), r"words\.yaml: line 1 has an anchor or alias"),
         (b"object_parts: &a [[dog, head]]\nobjects: *a", "anchor or alias"),
         (b"dog: caf\xe9", r"words\.yaml is no text in UTF-8"),
-        (b"object_parts: [[dog, on]]", "pairs of text, got"),
+        (b"object_parts: [[dog, [head]]]", "pairs of text, got"),
         (b"#" * 1_000_001, "1000001 characters, allowed are 1000000"),
     ):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=message):
             as_vocabulary(path)
+    path.write_text("object_parts: [[dog, on]]")  # the word that stands there, where plain YAML reads a truth value
+    assert as_vocabulary(path).pairs == (("dog", "on"),)
     path.write_text("\n".join(f"object {n}: [part]" for n in range(1500)))
     assert len(as_vocabulary(path)) == 1500
 

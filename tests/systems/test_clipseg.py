@@ -14,6 +14,7 @@ from partseg.backbones.clip_vit import IMAGENET_MEAN, IMAGENET_STD, ClipBackbone
 from partseg.systems.clipseg.decoder import DecoderShape
 from partseg.systems.clipseg.network import ClipSeg
 from partseg.text.encoder import tokenize
+from partseg.text.templates import Templates
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.shipped import shipped
 from partseg.weights.load import load_weights
@@ -122,7 +123,7 @@ def reference_tokenizer(tmp_path_factory):
 def test_token_ids_equal_transformers_for_every_class(root, reference_tokenizer, name):
     vocabulary = shipped(name)
     prompts = [p for level in ("object_part", "object", "part") for p in vocabulary.prompts(level)]
-    prompts += vocabulary.prompts("object_part", "a photo of a {}.")
+    prompts += [prompt for (prompt,) in Templates("a photo of a {}.").prompts(vocabulary, "object_part")]
     tokens = tokenize(open_clip.tokenizer.SimpleTokenizer(), prompts, context_length=77)
     for prompt, row in zip(prompts, tokens, strict=True):
         expected = reference_tokenizer(prompt)["input_ids"]

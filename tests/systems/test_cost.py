@@ -15,7 +15,7 @@ def test_flops_grow_by_the_cost_of_a_prompt():
     few, many = (forward_cost(build, made_up_vocabulary(count)) for count in (10, 30))
     tokens, cells = 17, 16
     attention = 4 * 2 * 64 * 64 * tokens + 2 * 2 * tokens * tokens * 64
-    layer = attention + 2 * (64 + 8 + 64) * 96 * tokens  # 8 more columns hold the folded bias
+    layer = attention + 2 * (64 + 64) * 96 * tokens
     head = 2 * cells * (9 * 64 * 64 + 64 * 32 * 16 + 16 * 32 * 16)
     film = 2 * 2 * 128 * 64
     assert many.image_flops - few.image_flops == 20 * (3 * layer + head + film)

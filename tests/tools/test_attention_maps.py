@@ -57,6 +57,14 @@ def test_two_checkpoints_on_a_data_set(folder):
         assert np.asarray(sheet).std() > 10
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_labels_are_those_of_the_whole_photo(tool, folder, split):
+    """... in training too, where samples are cut and flipped otherwise."""
+    arguments = ["ckpt=a", "dataset=toy_pascal_part_116", f"data_root={folder}/data", f"split={split}", "index=0"]
+    (shown,) = tool.pictures_of_dataset(tool.parse(arguments))
+    assert shown.picture.size == (64, 64) and shown.object_part.shape == shown.object.shape == (64, 64)
+
+
 def test_photos_take_the_parts_that_the_first_checkpoint_finds(tool, folder, capsys):
     photo = next((folder / "data").rglob("images/val/*.jpg"))
     out = folder / "photo.png"

@@ -53,6 +53,12 @@ def test_images_come_worst_first(visualize, evaluated):
     assert "attention behind" not in html
 
 
+def test_a_training_split_is_shown_as_it_was_evaluated(load, visualize, toy_overrides, tmp_path):
+    load("eval_net").evaluate(compose("eval", [*toy_overrides, "eval.split=train", "save_predictions=true"]))
+    assert visualize(f"run={tmp_path / 'out'}", "images=1", "attention=false") == 0
+    assert "pixels" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
 def test_mistakes_are_named(visualize, evaluated, tmp_path):
     with pytest.raises(FileNotFoundError, match="run tools/eval_net.py again"):
         visualize(f"run={tmp_path}")

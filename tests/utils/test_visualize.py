@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
-import partseg
 from partseg.labels import IGNORE_LABEL
 from partseg.utils.visualize import color_of, legend, overlay, save_png, tile
-from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.shipped import shipped
 
 GREY = np.full((8, 10, 3), 100, np.uint8)
 
@@ -23,10 +20,9 @@ def test_colour_depends_on_the_name_alone_and_is_pinned():
 
 
 def test_parts_of_one_object_can_be_told_apart():
-    folder = Path(partseg.__file__).parent / "vocabulary" / "lists"
     closest = []
     for name in ("pascal_part_116", "ade20k_part_234", "partimagenet_40"):
-        vocabulary = Vocabulary.from_yaml(folder / f"{name}.yaml")
+        vocabulary = shipped(name)
         for object_id in range(vocabulary.num_objects):
             colors = np.array(
                 [color_of(vocabulary.object_parts[k]) for k in vocabulary.parts_of_object(object_id)], float
