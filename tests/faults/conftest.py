@@ -52,16 +52,27 @@ def data_root(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def settings(data_root, tmp_path) -> list[str]:
-    """Overrides of a run of six steps in `tmp_path/run`: a checkpoint every two, an evaluation every two."""
-    yield [
-        "debug=smoke", f"data_root={data_root}", f"output_root={tmp_path}", "name=run", "launch.num_gpus=0",
+@pytest.fixture(scope="session")
+def overrides(data_root) -> Callable[[Path], list[str]]:
+    """Function: folder -> overrides of a run of six steps in `folder/run`; every two a checkpoint and an evaluation."""
+    return lambda folder: [
+        "debug=smoke", f"data_root={data_root}", f"output_root={folder}", "name=run", "launch.num_gpus=0",
         "model.image_size=64", "model.train_text_embeddings=false", "evaluator=oracle_obj",
         "best.metrics=[oracle_obj/mIoU]", "train.batch_size=2", "train.iterations=6", "train.ema_decay=0.5",
         "optimizer.lr=1e-2", "hooks.log.every=1", "hooks.checkpoint.every=2", "hooks.evaluate.every=2",
         "hooks.visualize.every=2", "hooks.visualize.num_images=1",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def settings(overrides, tmp_path) -> list[str]:
+    """The overrides for `tmp_path/run`."""
+    return overrides(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _log_closed_afterwards():
+    yield
     log = logging.getLogger("partseg")
     for handler in list(log.handlers):
         log.removeHandler(handler)
@@ -179,9 +190,16 @@ def wait_for() -> Callable[[Callable[[], bool]], None]:
 
 @pytest.fixture
 def patch_in(monkeypatch):
-    """Function: (owner, name, action) -> before or after each call of owner.name, action(its arguments) is called."""
+    """Function: (owner, name, action) -> before or after each call of owner.name, `action` gets its arguments."""
 
-    def patch(owner: object, name: str, action: Callable[..., None], *, after: bool = False) -> None:
+    def patch(
+        owner: object,
+        name: str,
+        action: Callable[..., None],
+        *,
+        after: bool = False,
+        monkeypatch: pytest.MonkeyPatch = monkeypatch,
+    ) -> None:
         original = getattr(owner, name)
 
         def replaced(*args: object, **kwargs: object) -> object:
