@@ -87,7 +87,7 @@ def cli(
         def job(config: DictConfig) -> Any:
             try:
                 return function(_finish(config, list(HydraConfig.get().overrides.task)))
-            except (ValueError, KeyError, OSError, ArithmeticError, MemoryError) as error:
+            except (ValueError, KeyError, OSError, FloatingPointError, MemoryError) as error:
                 # a sweep goes on with its other jobs and reports at its end, by Hydra
                 if HydraConfig.get().mode is RunMode.MULTIRUN or "HYDRA_FULL_ERROR" in os.environ:
                     raise
