@@ -123,7 +123,7 @@ def settings(row: Row, options: Options) -> list[str]:
         # The criterion and the ablations stay as they are; model and data shrink.
         model = "clipseg_tiny" if str(row.experiment).startswith("clipseg") else "part_clipseg_tiny"
         root = toy_root(options)
-        smoke = (f"model={model}", *SMOKE_OVERRIDES, f"dataset.root={root}")
+        smoke = (f"model={model}", *SMOKE_OVERRIDES, f"dataset.root={root}", f"eval_dataset.root={root}")
     return [*map(_quote, [f"experiment={row.experiment}", *row.overrides, *smoke]), *overrides_for(row, options)]
 
 
