@@ -39,10 +39,10 @@ def main(cfg: DictConfig) -> None:
 def train(cfg: DictConfig) -> bool:
     """One process of the run; True if it is complete."""
     with open_run(cfg) as (directory, state):
-        return train_in(directory, cfg, state)
+        return train_in(directory, cfg=cfg, state=state)
 
 
-def train_in(directory: Path, cfg: DictConfig, state: dict[str, Any] | None) -> bool:
+def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) -> bool:
     """Everything that is built, from the config and the checkpoint to go on from, if any; True if complete."""
     device = device_of(cfg)
     env.seed_everything(cfg.seed)

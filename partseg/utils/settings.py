@@ -124,7 +124,7 @@ class Settings:
     bench: Measurement
 
 
-def problem(values: Mapping[str, Any], section: type = Settings, prefix: str = "") -> str | None:
+def problem(values: Mapping[str, Any], *, section: type = Settings, prefix: str = "") -> str | None:
     """The first value that its section does not allow, as one line with key, value and what is allowed; None without.
 
     Values that are still `???`, and keys without a rule, pass.
@@ -135,14 +135,14 @@ def problem(values: Mapping[str, Any], section: type = Settings, prefix: str = "
         if rule is None or value == "???":
             continue
         if isinstance(rule, type) and is_dataclass(rule) and isinstance(value, Mapping):
-            if found := problem(value, rule, f"{key}."):
+            if found := problem(value, section=rule, prefix=f"{key}."):
                 return found
         elif not _accepts(rule, value):
             return f"{key}={json.dumps(value, ensure_ascii=False, default=str)}: it must be {_words(rule)}"
     return None
 
 
-def without_rule(values: Mapping[str, Any], section: type = Settings, prefix: str = "") -> list[str]:
+def without_rule(values: Mapping[str, Any], *, section: type = Settings, prefix: str = "") -> list[str]:
     """Keys that the schema does not know: groups and nodes at the top, and plain keys that would have no effect."""
     rules = get_type_hints(section, include_extras=True)
     unknown = []
@@ -150,7 +150,7 @@ def without_rule(values: Mapping[str, Any], section: type = Settings, prefix: st
         if name not in rules:
             unknown.append(f"{prefix}{name}")
         elif is_dataclass(rules[name]) and isinstance(value, Mapping):
-            unknown += without_rule(value, rules[name], f"{prefix}{name}.")
+            unknown += without_rule(value, section=rules[name], prefix=f"{prefix}{name}.")
     return unknown
 
 
