@@ -50,8 +50,6 @@ def evaluate(cfg: DictConfig) -> None:
         cross_dataset=cfg.cross_dataset,
     )
     output = output_folder(cfg, dataset.name)
-    if distributed.is_main():
-        results.discard(output)
     loader = build_eval_loader(
         dataset,
         batch_size=cfg.eval.batch_size,
@@ -61,6 +59,8 @@ def evaluate(cfg: DictConfig) -> None:
         pin_memory=device.type == "cuda",
     )
     writer = PredictionWriter(output / "predictions", num_classes=len(vocabulary)) if cfg.save_predictions else None
+    if writer is not None:
+        distributed.from_main(writer.begin)
     evaluation = run(
         model.to(device),
         loader,
@@ -72,6 +72,8 @@ def evaluate(cfg: DictConfig) -> None:
     if evaluation.num_images != len(dataset):
         raise RuntimeError(f"{evaluation.num_images} images were counted, the data set has {len(dataset)}")
     if distributed.is_main():
+        if writer is not None:
+            writer.finish()
         report(cfg, output, content(cfg, dataset, vocabulary, trained, evaluation))
 
 

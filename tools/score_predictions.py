@@ -39,7 +39,6 @@ def score(cfg: DictConfig) -> None:
     evaluators = instantiate(cfg.evaluator)
     folders = {name: prediction_folder(Path(cfg.predictions), name) for name in evaluators}
     output = Path(cfg.output if cfg.output is not None else cfg.predictions)
-    results.discard(output)
     for evaluator in evaluators.values():
         evaluator.reset(vocabulary)
     console = Console()

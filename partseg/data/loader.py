@@ -5,11 +5,11 @@ A training position p is the p-th sample of the whole run: batch g of all ranks 
 
 from __future__ import annotations
 
-import atexit
 import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.util import Finalize
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ def build_train_loader(
     sampler = TrainSampler(
         len(dataset), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, start=start_iter
     )
-    atexit.register(_kill_workers)
+    Finalize(None, _kill_workers, exitpriority=100)
     return DataLoader(
         dataset,
         batch_size=batch_size // (world_size * accumulation),
@@ -143,7 +143,7 @@ def build_eval_loader(
     pin_memory: bool = False,
 ) -> DataLoader:
     """One pass over this rank's share of the records; `batch_size` is per process and does not change any result."""
-    atexit.register(_kill_workers)
+    Finalize(None, _kill_workers, exitpriority=100)
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -160,13 +160,16 @@ def _leave_signals_to_the_parent(_worker_id: int) -> None:
     """A terminal or a scheduler signals all processes; a worker that died of it would cost the step being finished.
 
     Workers end with their loader, or when their parent is gone. An error can keep a loader alive to the very end of the
-    program, which then asks its daemons to stop by SIGTERM and waits for them: `_kill_workers` comes before that.
+    program, which then asks its daemons to stop by SIGTERM and waits for them: `_kill_workers` comes before that, also in
+    processes of `engine.launch`, where multiprocessing ends them before any atexit function is called.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _kill_workers() -> None:
+    # torch's handler would report the workers killed here as the error, after and instead of the one that ends the program
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from partseg.utils import targets
+from partseg.utils import settings, targets
+from partseg.utils.errors import one_line
 
 NOT_IN_NAME = (
     "experiment",
@@ -57,9 +60,10 @@ def config_dir() -> Path:
 
 
 def compose(config_name: str = "train", overrides: Sequence[str] = ()) -> DictConfig:
-    """The config that `tools/*.py` would get for these overrides, in struct mode, targets checked, `name` filled in.
+    """The config that `tools/*.py` would get for these overrides: struct mode, everything checked, `name` filled in.
 
-    ValueError for a key, group or choice that does not exist; the message names the nearest ones.
+    ValueError for a key, group or choice that does not exist (the message names the nearest ones) and for a value that
+    partseg/utils/settings.py does not allow.
     """
     overrides = _with_packages(overrides)
     try:
@@ -69,19 +73,35 @@ def compose(config_name: str = "train", overrides: Sequence[str] = ()) -> DictCo
     return _finish(config, overrides)
 
 
-def cli(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Decorator of a tool's main: Hydra's command line (`-m` sweeps, `--cfg job`), with our messages for mistakes."""
+def cli(
+    config_name: str, *, place: Callable[[DictConfig], Any] | None = None
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Decorator of a tool's main: Hydra's command line (`-m` sweeps, `--cfg job`), with our messages for mistakes.
+
+    Every job of a sweep is composed before the first one starts; `place(config)` is what no two of them may share.
+    """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def job(config: DictConfig) -> Any:
-            return function(_finish(config, list(HydraConfig.get().overrides.task)))
+            try:
+                return function(_finish(config, list(HydraConfig.get().overrides.task)))
+            except (ValueError, KeyError, OSError, FloatingPointError, MemoryError) as error:
+                # a sweep goes on with its other jobs and reports at its end, by Hydra
+                if HydraConfig.get().mode is RunMode.MULTIRUN or "HYDRA_FULL_ERROR" in os.environ:
+                    raise
+                sys.exit(f"error: {one_line(error)}")
 
         def main() -> None:
             sys.argv[1:] = _with_packages(sys.argv[1:])
             args = get_args_parser().parse_args()
             _refuse_sweep_in_group(args.multirun)
             try:
-                compose(args.config_name or config_name, _first_of_each_sweep(args.overrides))
+                jobs = _jobs(args.overrides, multirun=args.multirun)
+                configs = [compose(args.config_name or config_name, overrides) for overrides in jobs]
+                if not (args.cfg or args.help or args.hydra_help or args.info or args.shell_completion):
+                    _refuse_missing(configs)
+                if place is not None:
+                    _refuse_shared_place(list(map(place, configs)))
             except ValueError as error:
                 sys.exit(f"error: {error}")
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
@@ -189,21 +209,54 @@ def _finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     if "name" in config and config.name is None:
         chosen = [o.split("=", 1)[1] for o in overrides if o.startswith(("experiment=", "+experiment="))]
         config.name = run_name(Path(chosen[-1]).name if chosen else "train", overrides)
+    _check_settings(config)
     OmegaConf.set_struct(config, True)
     return config
 
 
-def _first_of_each_sweep(overrides: Sequence[str]) -> list[str]:
-    """Overrides of the first job of a sweep: `seed=1,2,3` becomes `seed=1`."""
+def _check_settings(config: DictConfig) -> None:
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"config key {error.full_key!r} has no value: {str(error).splitlines()[0]}") from error
+    nodes = {*_groups(), *(key.split(".")[0] for key, _ in _targets(values))}
+    unknown = [key for key in settings.without_rule(values) if key not in nodes]
+    if unknown:
+        known = [key for key, _ in _walk(values) if not key.startswith(unknown[0])]
+        raise ValueError(f"there is no config key {unknown[0]!r}{_nearest(unknown[0], known)}")
+    if problem := settings.problem(values):
+        raise ValueError(problem)
+
+
+def _jobs(overrides: Sequence[str], *, multirun: bool) -> list[list[str]]:
+    """Overrides of every job: `-m seed=1,2` is `seed=1` and `seed=2`. Hydra's own are left out."""
     try:
         parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
+        choices = [
+            [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+            if multirun and o.is_sweep_override()
+            else [str(o.input_line)]
+            for o in parsed
+            if not o.get_key_element().startswith(("hydra", "+hydra"))
+        ]
     except HydraException as error:
         raise ValueError(f"cannot read the overrides {list(overrides)}: {error}") from error
-    kept = [o for o in parsed if not o.get_key_element().startswith(("hydra", "+hydra"))]
-    return [
-        f"{o.get_key_element()}={next(iter(o.sweep_string_iterator()))}" if o.is_sweep_override() else str(o.input_line)
-        for o in kept
-    ]
+    return [list(job) for job in product(*choices)]
+
+
+def _refuse_missing(configs: Sequence[DictConfig]) -> None:
+    missing = sorted({str(key) for config in configs for key in config if OmegaConf.is_missing(config, key)})
+    if missing:
+        raise ValueError(f"missing arguments: {', '.join(f'{key}=...' for key in missing)}")
+
+
+def _refuse_shared_place(places: Sequence[Any]) -> None:
+    shared = sorted({str(place) for place in places if places.count(place) > 1})
+    if shared:
+        raise ValueError(
+            f"several of the {len(places)} jobs of this sweep would share {', '.join(shared)}: one trains, the others "
+            "find it finished. Leave out name=, so that each gets its own, or put the swept key in: name='x_${seed}'"
+        )
 
 
 def _refuse_sweep_in_group(multirun: bool) -> None:

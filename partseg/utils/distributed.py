@@ -91,6 +91,21 @@ def broadcast_object(obj: Any) -> Any:
     return box[0]
 
 
+def from_main(function: Callable[[], R]) -> R:
+    """What the function returns on rank 0, on every process; an error there is raised on all, so that none waits."""
+    value: Any = None
+    failure: Exception | None = None
+    if is_main():
+        try:
+            value = function()
+        except Exception as error:
+            failure = error
+    value, failure = broadcast_object((value, failure))
+    if failure is not None:
+        raise failure
+    return value
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
