@@ -219,10 +219,10 @@ def _check_settings(config: DictConfig) -> None:
         values: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"config key {error.full_key!r} has no value: {str(error).splitlines()[0]}") from error
-    nodes = {*_groups(), *(key.split(".")[0] for key, _ in _targets(values))}
+    nodes = {*_groups(), *(key.split(".")[0] for key, _ in targets.targets(values))}
     unknown = [key for key in settings.without_rule(values) if key not in nodes]
     if unknown:
-        known = [key for key, _ in _walk(values) if not key.startswith(unknown[0])]
+        known = [key for key, _ in targets.walk(values) if not key.startswith(unknown[0])]
         raise ValueError(f"there is no config key {unknown[0]!r}{_nearest(unknown[0], known)}")
     if problem := settings.problem(values):
         raise ValueError(problem)

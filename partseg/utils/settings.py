@@ -105,6 +105,7 @@ class Settings:
     output_root: Text
     init_from: Text | None
     resume: Text
+    plugins: tuple[Text, ...]
     train: Training
     eval: Validation
     keep: Count
