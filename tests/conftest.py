@@ -18,6 +18,10 @@ ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT.parent / "shared" / "samples"
 TOY = ("dataset=toy_pascal_part_116", "model=part_clipseg_tiny", "launch.num_gpus=0", "eval.num_workers=0")
 
+# A process whose first backward pass comes after a FakeTensor was made cannot be forked any more (torch then starts
+# threads for it); many tests fork, so the first one is now.
+torch.ones(1, requires_grad=True).sum().backward()
+
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_a_seed():

@@ -64,7 +64,7 @@ def test_command_is_accepted(command):
     if arguments == ["--help"]:
         assert "@cli(" in source or "argparse" in source or "def parse(" in source
     elif path.stem in CONFIGS:
-        assert f'@cli("{CONFIGS[path.stem]}")' in source
+        assert f'@cli("{CONFIGS[path.stem]}"' in source
         first = [re.sub(r"=(\w+)(,\w+)+$", r"=\1", a) for a in arguments if not a.endswith("=...")]  # of a sweep
         config.compose(CONFIGS[path.stem], first)
     elif "class Options" in source:

@@ -10,14 +10,13 @@ python tools/benchmark.py bench.compare=[before.json,after.json]
 One unit is a forward pass of open_clip's ViT-B/16 image tower (352 x 352, batch 1, fp32) in the same process.
 """
 
-import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from partseg.engine.benchmark.measure import measure
 from partseg.engine.benchmark.report import compare, lines
-from partseg.utils.config import cli
+from partseg.utils.cli import cli
 from partseg.utils.files import json_bytes, write_atomic
 
 
@@ -27,10 +26,7 @@ def main(cfg: DictConfig) -> None:
         before, after = cfg.bench.compare
         print("\n".join(compare(before, after)))
         return
-    try:
-        result = measure(cfg)
-    except (ValueError, FileNotFoundError, MemoryError) as error:
-        sys.exit(f"error: {error}")
+    result = measure(cfg)
     print("\n".join(lines(result)))
     if cfg.json is not None:
         write_atomic(Path(cfg.json), json_bytes(result, indent=1))

@@ -24,7 +24,8 @@ from partseg.evaluation.report import table
 from partseg.evaluation.runner import Evaluation, run
 from partseg.evaluation.setting import dataset_name, evaluation_vocabulary
 from partseg.utils import distributed, env
-from partseg.utils.config import cli, instantiate
+from partseg.utils.cli import cli
+from partseg.utils.config import instantiate
 from partseg.vocabulary.names import Vocabulary
 
 
@@ -47,8 +48,6 @@ def evaluate(cfg: DictConfig) -> None:
         cross_dataset=cfg.cross_dataset,
     )
     output = output_folder(cfg, dataset.name)
-    if distributed.is_main():
-        results.discard(output)
     loader = build_eval_loader(
         dataset,
         batch_size=cfg.eval.batch_size,
@@ -58,6 +57,8 @@ def evaluate(cfg: DictConfig) -> None:
         pin_memory=device.type == "cuda",
     )
     writer = PredictionWriter(output / "predictions", num_classes=len(vocabulary)) if cfg.save_predictions else None
+    if writer is not None:
+        distributed.from_main(writer.begin)
     evaluation = run(
         model.to(device),
         loader,
@@ -69,6 +70,8 @@ def evaluate(cfg: DictConfig) -> None:
     if evaluation.num_images != len(dataset):
         raise RuntimeError(f"{evaluation.num_images} images were counted, the data set has {len(dataset)}")
     if distributed.is_main():
+        if writer is not None:
+            writer.finish()
         report(cfg, output, content(cfg, dataset, vocabulary, trained, evaluation))
 
 

@@ -18,7 +18,8 @@ from partseg.engine.checkpoint import load_model
 from partseg.engine.launch import device_of, launch
 from partseg.evaluation.export import ExportOptions, export
 from partseg.utils import distributed, env
-from partseg.utils.config import cli, instantiate
+from partseg.utils.cli import cli
+from partseg.utils.config import instantiate
 
 
 @cli("export")

@@ -20,7 +20,8 @@ from partseg.evaluation import plots, results
 from partseg.evaluation.predictions import read_prediction
 from partseg.evaluation.report import table
 from partseg.utils import env
-from partseg.utils.config import cli, instantiate
+from partseg.utils.cli import cli
+from partseg.utils.config import instantiate
 
 
 @cli("score")
@@ -35,7 +36,6 @@ def score(cfg: DictConfig) -> None:
     evaluators = instantiate(cfg.evaluator)
     folders = {name: prediction_folder(Path(cfg.predictions), name) for name in evaluators}
     output = Path(cfg.output if cfg.output is not None else cfg.predictions)
-    results.discard(output)
     for evaluator in evaluators.values():
         evaluator.reset(vocabulary)
     console = Console()

@@ -24,7 +24,8 @@ from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.protocols import OracleObj
 from partseg.evaluation.report import table
 from partseg.utils import env
-from partseg.utils.config import cli, instantiate
+from partseg.utils.cli import cli
+from partseg.utils.config import instantiate
 
 CONSOLE = Console()
 

@@ -5,10 +5,11 @@
     python tools/train_net.py -m experiment=part_clipseg_pascal_part_116 seed=1,2,3      one run after another
     torchrun --nnodes 4 --nproc-per-node 8 ... tools/train_net.py experiment=...         several machines
 
-The same command continues a run that was stopped. Exit code 85: stopped by SIGTERM or SIGINT, a checkpoint was saved.
+The same command continues a run that was stopped. Exit code 85: stopped by SIGTERM or SIGINT; everything is saved.
 """
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,24 +22,30 @@ from partseg.engine.ema import Ema
 from partseg.engine.hooks import Run
 from partseg.engine.launch import device_of, exit_for_requeue, launch
 from partseg.engine.prompts import PromptSampling
-from partseg.engine.run import open_run, plain
+from partseg.engine.run import open_run, plain, run_directory, write_settings
 from partseg.engine.trainer import Trainer
 from partseg.engine.writers import open_writers
 from partseg.evaluation.runner import evaluate
 from partseg.utils import distributed, env
-from partseg.utils.config import cli, instantiate
+from partseg.utils.cli import cli
+from partseg.utils.config import instantiate
 
 
-@cli("train")
+@cli("train", place=run_directory)
 def main(cfg: DictConfig) -> None:
     if not launch(train, cfg):
         exit_for_requeue()
 
 
 def train(cfg: DictConfig) -> bool:
-    """One process of the run; True if it reached the last iteration."""
+    """One process of the run; True if it is complete."""
+    with open_run(cfg) as (directory, state):
+        return train_in(directory, cfg=cfg, state=state)
+
+
+def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) -> bool:
+    """Everything that is built, from the config and the checkpoint to go on from, if any; True if complete."""
     device = device_of(cfg)
-    directory, state = open_run(cfg)
     env.seed_everything(cfg.seed)
     env.set_tf32(cfg.train.tf32)
 
@@ -75,6 +82,8 @@ def train(cfg: DictConfig) -> bool:
     }
 
     checkpoints = Checkpoints(directory / "checkpoints", config=plain(cfg), keep=cfg.keep, metrics=cfg.best.metrics)
+    distributed.from_main(lambda: checkpoints.repair(start))
+    write_settings(cfg, directory)
     with open_writers(cfg.logger, directory=directory, start=start, iterations=cfg.train.iterations) as writers:
         run = Run(
             directory, checkpoints, writers, partial(evaluate, loader=val_loader, **scoring), samples=val_set, **scoring

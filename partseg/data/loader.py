@@ -8,8 +8,8 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.util import Finalize
 
 import numpy as np
 import torch
@@ -170,6 +170,7 @@ def build_train_loader(
         world_size=world_size,
         start=start_iter * accumulation,
     )
+    Finalize(None, _kill_workers, exitpriority=100)
     return DataLoader(
         sources,
         batch_size=batch_size // (world_size * accumulation),
@@ -194,6 +195,7 @@ def build_eval_loader(
     pin_memory: bool = False,
 ) -> DataLoader:
     """One pass over this rank's share of the records; `batch_size` is per process and does not change any result."""
+    Finalize(None, _kill_workers, exitpriority=100)
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -206,30 +208,23 @@ def build_eval_loader(
     )
 
 
-@contextmanager
-def loading_processes() -> Iterator[None]:
-    """Loaders made inside the block have no process left after it, whatever happened in between.
-
-    Their workers do not listen to SIGTERM, with which a program asks its children to stop at its end, and an error can
-    keep a loader alive until then: the program would wait for ever.
-    """
-    before = set(multiprocessing.active_children())
-    try:
-        yield
-    finally:
-        # torch's handler would report the workers killed here as the error, instead of the one that ends the block
-        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for process in set(multiprocessing.active_children()) - before:
-            if process.daemon:
-                process.kill()
-                process.join()
-        signal.signal(signal.SIGCHLD, handler)
-
-
 def _leave_signals_to_the_parent(_worker_id: int) -> None:
-    """A terminal or a scheduler signals all processes; a worker that died of it would cost the step being finished."""
+    """A terminal or a scheduler signals all processes; a worker that died of it would cost the step being finished.
+
+    Workers end with their loader, or when their parent is gone. An error can keep a loader alive to the very end of
+    the program, which then asks its daemons to stop by SIGTERM and waits for them: `_kill_workers` comes before that,
+    also in processes of `engine.launch`, where multiprocessing ends them before any atexit function is called.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _kill_workers() -> None:
+    # torch's handler would report the workers killed here as the error, instead of the one that ends the program
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _private_generator() -> torch.Generator:

@@ -1,13 +1,14 @@
 """Checkpoints of a run: whole or absent, `latest` moved last, refused for another vocabulary.
 
-`checkpoints/` holds iter_0001000.pt files (the last few and the best ones), the links latest.pt and
-best_<evaluator>.pt, and best.json. One file is {format, iteration, model, optimizer, config, vocabulary} and `ema`
-where averaging is on.
+`checkpoints/` holds iter_0001000.pt files (the last few and the best ones), best.json, and the links latest.pt and
+best_<evaluator>.pt, which follow from them. One file is {format, iteration, model, optimizer, config, vocabulary} and
+`ema` where averaging is on.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,11 @@ from partseg.engine.ema import COUNT, Ema
 from partseg.utils import targets
 from partseg.utils.archive import load_tensors
 from partseg.utils.config import instantiate, renamed, stored
-from partseg.utils.files import json_bytes, sha256_of, write_atomic
+from partseg.utils.files import json_bytes, sha256_of, sync_folder, write_atomic
 from partseg.vocabulary.names import Vocabulary
 from partseg.weights.load import LoadReport, load_weights
 
+LOG = logging.getLogger(__name__)
 FORMAT = "partseg-1"
 KEYS = {"format", "iteration", "model", "optimizer", "config", "vocabulary"}
 START = {"pretrained": None, "spread_text": False}
@@ -92,18 +94,41 @@ class Checkpoints:
         best = self.best()
         better = [m for m in self.metrics if m in scores and (m not in best or scores[m] > best[m]["value"])]
         if better:
-            best |= {m: {"value": scores[m], "iteration": iteration, "file": path.name} for m in better}
-            write_atomic(self.folder / "best.json", json_bytes(best, indent=1))
-            for metric in better:
-                _link(self.folder / f"best_{metric.split('/')[0]}.pt", path)
+            self._set_best(best | {m: {"value": scores[m], "iteration": iteration, "file": path.name} for m in better})
             self._prune()
         return better
+
+    def repair(self, iteration: int) -> None:
+        """Before a run goes on from `iteration`: links that a kill or a copy left behind follow their files again.
+
+        A best checkpoint of a later iteration belongs to what is run again now and is forgotten, like one without file.
+        """
+        if not self.latest.is_file() and self.path(iteration).is_file():
+            _link(self.latest, self.path(iteration))
+        best = self.best()
+        for metric, entry in best.items():
+            link, path = self._best_link(metric), self.folder / entry["file"]
+            if link.is_file() and not link.is_symlink() and not path.is_file():  # a copy of the links' content alone
+                link.replace(path)
+        kept = {m: e for m, e in best.items() if e["iteration"] <= iteration and (self.folder / e["file"]).is_file()}
+        for metric in sorted(set(best) - set(kept)):
+            LOG.warning("the best checkpoint by %s, %s, is not part of this run any more", metric, best[metric]["file"])
+        if best:
+            self._set_best(kept)
 
     def best(self) -> dict[str, dict[str, Any]]:
         """metric -> {value, iteration, file} of its best checkpoint, for the present metrics that have one."""
         path = self.folder / "best.json"
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return {metric: record[metric] for metric in self.metrics if metric in record}
+
+    def _set_best(self, best: Mapping[str, Mapping[str, Any]]) -> None:
+        write_atomic(self.folder / "best.json", json_bytes(best, indent=1), durable=True)
+        for metric, entry in best.items():
+            _link(self._best_link(metric), self.folder / entry["file"])
+
+    def _best_link(self, metric: str) -> Path:
+        return self.folder / f"best_{metric.split('/')[0]}.pt"
 
     def _prune(self) -> None:
         kept = {self.latest.resolve().name, *(entry["file"] for entry in self.best().values())}
@@ -138,10 +163,26 @@ def load(path: str | Path) -> dict[str, Any]:
 def resolve(path: str | Path) -> Path:
     """The checkpoint file that a user means: a file, or the newest one of a run directory."""
     path = Path(path)
-    for candidate in (path, path / "latest.pt", path / "checkpoints" / "latest.pt"):
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(f"no checkpoint at {path}: give a .pt file or a run directory with checkpoints/latest.pt")
+    found = path if path.is_file() else newest(path) or newest(path / "checkpoints")
+    if found is None:
+        raise FileNotFoundError(f"no checkpoint at {path}: give a .pt file or a run directory with checkpoints/")
+    return found
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint in a `checkpoints/` folder: latest.pt, or the last file where a copy lost the links."""
+    if (folder / "latest.pt").is_file():
+        return folder / "latest.pt"
+    return max(folder.glob("iter_*.pt"), default=None)
+
+
+def last_iteration(directory: Path) -> int:
+    """Iteration of a run's newest checkpoint, 0 without one."""
+    found = newest(directory / "checkpoints")
+    if found is None:
+        return 0
+    digits = found.resolve().stem.removeprefix("iter_")
+    return int(digits) if digits.isdigit() else int(load(found)["iteration"])  # a copy that made files of links
 
 
 def restore(
@@ -155,7 +196,7 @@ def restore(
     """Put a loaded checkpoint into the objects of a run and return its iteration.
 
     Hyper-parameters stay those of the run: base learning rates are never taken from a file. ValueError for a checkpoint
-    of another vocabulary.
+    of another vocabulary, model or optimizer.
     """
     saved = _vocabulary(state)
     if saved.key != vocabulary.key:
@@ -164,9 +205,15 @@ def restore(
             f"{vocabulary.name!r} ({len(vocabulary)} object-parts){_first_difference(saved, vocabulary)}. "
             "Resuming would mix them: start a new run with init_from=<checkpoint> resume=never, or another name="
         )
-    model.load_state_dict(state["model"])
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"the checkpoint does not fit this run's model or optimizer: {' '.join(str(error).split())[:300]}. Give "
+            "the settings that it was trained with, or start a new run with init_from=<checkpoint> and another name="
+        ) from error
     for group, own in zip(optimizer.param_groups, settings):
         group.update(own)
     if ema is not None:
@@ -264,7 +311,7 @@ def _write(state: Mapping[str, Any], path: Path) -> None:
             f"cannot write checkpoint {path}: {error}. The previous checkpoint is intact: free space, start again"
         ) from error
     temporary.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _link(link: Path, target: Path) -> None:
@@ -273,16 +320,7 @@ def _link(link: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
     temporary.replace(link)
-    _sync_folder(link.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename survives a power cut only once its folder is on the disk too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(link.parent)
 
 
 def _first_difference(saved: Vocabulary, own: Vocabulary) -> str:

@@ -22,22 +22,23 @@ from omegaconf import DictConfig
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from partseg.engine.signals import REQUEUE_CODE, leave_on_sigterm
 from partseg.utils import distributed
+from partseg.utils.errors import one_line
 
 R = TypeVar("R")
-
-REQUEUE_CODE = 85
-"""Exit code after SIGTERM or SIGINT: a checkpoint was saved, the same command continues (Linux calls 85 ERESTART)."""
 
 
 def launch(function: Callable[[DictConfig], R], config: DictConfig) -> R:
     """Run `function(config)` in every process and return rank 0's result.
 
     `function` lives at module level; it finds its process group ready and its device in `device_of(config)`.
-    RuntimeError that names rank and error as soon as one process fails; the others are stopped, none stays behind.
+    ChildProcessError that names rank and error as soon as one process fails; the others are stopped, none stays behind.
+    ValueError for an environment or settings that contradict each other.
     """
-    in_torchrun = "TORCHELASTIC_RUN_ID" in os.environ or "WORLD_SIZE" in os.environ
-    count = 1 if in_torchrun else num_processes(config.launch.num_gpus, config.launch.num_processes)
+    if _in_torchrun(config):
+        return _work(function, config)
+    count = num_processes(config.launch.num_gpus, config.launch.num_processes)
     if count == 1:
         return _work(function, config)
     settings: dict[str, Any] = {"signals_to_handle": "SIGQUIT"} if _can_choose_signals() else {}
@@ -59,8 +60,10 @@ def launch(function: Callable[[DictConfig], R], config: DictConfig) -> R:
             return launcher(function, config)[0]
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if failure.exitcode in (REQUEUE_CODE, -signal.SIGTERM):  # asked to stop before it had anything to save
+            exit_for_requeue()
         message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
-        raise RuntimeError(f"rank {rank} failed, all processes were stopped: {message}") from None
+        raise ChildProcessError(f"rank {rank} failed, all processes were stopped: {one_line(message)}") from None
 
 
 def exit_for_requeue() -> None:
@@ -92,6 +95,25 @@ def device_of(config: DictConfig) -> torch.device:
     return torch.device("cuda", distributed.local_rank())
 
 
+def _in_torchrun(config: DictConfig) -> bool:
+    """ValueError where the environment or the settings speak of other processes than there are."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        alone = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+        stale = [f"{name}={os.environ[name]}" for name, value in alone.items() if os.environ.get(name, value) != value]
+        if stale:
+            raise ValueError(
+                f"the environment says {' '.join(stale)}, but torchrun did not start this process and others would be "
+                f"waited for in vain: unset {' '.join(alone)}, or start with torchrun"
+            )
+        return False
+    asked, started = config.launch.num_processes, int(os.environ["LOCAL_WORLD_SIZE"])
+    if asked not in (1, started):
+        raise ValueError(
+            f"launch.num_processes={asked}, but torchrun started {started} on this machine and decides: leave it out"
+        )
+    return True
+
+
 def _work(function: Callable[[DictConfig], R], config: DictConfig) -> R:
     where = device_of(config)
     if where.type == "cuda":
@@ -99,10 +121,11 @@ def _work(function: Callable[[DictConfig], R], config: DictConfig) -> R:
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if where.type == "cpu" and local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
-    distributed.init_from_env(where)
-    result = function(config)
-    distributed.shutdown()
-    return result
+    with leave_on_sigterm():
+        distributed.init_from_env(where)
+        result = function(config)
+        distributed.shutdown()
+        return result
 
 
 def _work_and_die_with_parent(function: Callable[[DictConfig], R], config: DictConfig) -> R:

@@ -3,40 +3,61 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from partseg.engine.checkpoint import load, resolve
+from partseg.engine.checkpoint import load, newest
+from partseg.engine.lock import locked
 from partseg.engine.writers import start_log
 from partseg.utils import config as configs
 from partseg.utils import distributed, env
+from partseg.utils.errors import one_line
 from partseg.utils.files import write_atomic
 from partseg.utils.run_names import changes_training
 
 LOG = logging.getLogger(__name__)
 
+RESUME_WORDS = ("auto", "never")
+"""Values of `resume` that are no directory."""
 
-def open_run(config: DictConfig) -> tuple[Path, dict[str, Any] | None]:
-    """The run's directory and the checkpoint it continues from, if any; starts log.txt, writes config.yaml and env.txt.
 
-    Rank 0 decides for all. ValueError for resume=never on a directory that has a checkpoint, FileNotFoundError for
-    resume=<directory> without one.
+@contextmanager
+def open_run(config: DictConfig) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """The run's directory, locked inside the block, and the checkpoint it continues from, if any; starts log.txt.
+
+    Rank 0 decides for all. ValueError for a directory in use and for resume=never on one that has a checkpoint,
+    FileNotFoundError for resume=<directory> without one. Errors inside the block are logged.
     """
-    directory = distributed.broadcast_object(_directory(config) if distributed.is_main() else None)
-    start_log(directory if distributed.is_main() else None)
-    has_checkpoint = (directory / "checkpoints" / "latest.pt").is_file()
-    state = load(directory) if has_checkpoint else None
+    if not distributed.is_main():
+        start_log(None)
+    with ExitStack() as stack:
+        directory, found = distributed.from_main(lambda: _claim(config, stack))
+        try:
+            state = None if found is None else load(found)
+            if state is not None:
+                LOG.info("continuing %s from iteration %d", found, state["iteration"])
+                for line in differences(state["config"], plain(config)):
+                    LOG.warning("the config differs from the checkpoint's: %s", line)
+            yield directory, state
+        except Exception as error:
+            LOG.error("stopped by %s: %s", type(error).__name__, one_line(error), exc_info=True)
+            raise
+
+
+def write_settings(config: DictConfig, directory: Path) -> None:
+    """Write config.yaml and env.txt, once the run is really going on: a resume that is refused leaves the old ones."""
     if distributed.is_main():
-        if state is not None:
-            LOG.info("continuing %s from iteration %d", directory, state["iteration"])
-            for line in differences(state["config"], plain(config)):
-                LOG.warning("the config differs from the checkpoint's: %s", line)
         configs.save(config, directory / "config.yaml")
         write_atomic(directory / "env.txt", env.report().encode())
-    return directory, state
+
+
+def run_directory(config: DictConfig) -> Path:
+    """Where the run of a config lives."""
+    return Path(config.output_root) / config.name if config.resume in RESUME_WORDS else Path(config.resume)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -58,23 +79,25 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _directory(config: DictConfig) -> Path:
-    own = Path(config.output_root) / config.name
-    if config.resume not in ("auto", "never"):
-        folder = Path(config.resume)
-        resolve(folder)
-        if folder.is_file():
-            raise ValueError(
-                f"resume={folder} is a file; give the run's directory, or init_from={folder} to start anew"
-            )
-        own = folder
-    elif config.resume == "never" and (own / "checkpoints" / "latest.pt").exists():
+def _claim(config: DictConfig, stack: ExitStack) -> tuple[Path, Path | None]:
+    """The directory, locked until `stack` is closed, and its newest checkpoint."""
+    directory = run_directory(config)
+    if directory.is_file():
         raise ValueError(
-            f"{own} holds a run already and resume=never would overwrite it: choose another name=, delete it, "
+            f"resume={directory} is a file; give the run's directory, or init_from={directory} to start anew"
+        )
+    found = newest(directory / "checkpoints")
+    if config.resume == "never" and found is not None:
+        raise ValueError(
+            f"{directory} holds a run already and resume=never would overwrite it: choose another name=, delete it, "
             "or continue it with resume=auto"
         )
-    own.mkdir(parents=True, exist_ok=True)
-    return own
+    if config.resume not in RESUME_WORDS and found is None:
+        raise FileNotFoundError(f"resume={directory}: no checkpoint at {directory / 'checkpoints'}")
+    directory.mkdir(parents=True, exist_ok=True)
+    start_log(directory)
+    stack.enter_context(locked(directory))
+    return directory, newest(directory / "checkpoints")  # again: another job may have had the lock until now
 
 
 def _flat(node: Any, key: str = "") -> list[tuple[str, Any]]:

@@ -1,13 +1,36 @@
-"""SIGTERM and SIGINT as a request to stop after the current step."""
+"""SIGTERM and SIGINT as a request to stop: after the step, or at once where there is nothing to save."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+REQUEUE_CODE = 85
+"""Exit code after SIGTERM or SIGINT: the same command continues (Linux calls 85 ERESTART)."""
+
+
+@contextmanager
+def leave_on_sigterm() -> Iterator[None]:
+    """SIGTERM outside the training loop ends the program with REQUEUE_CODE, by way of every `finally`."""
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        sys.exit(REQUEUE_CODE)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class StopRequest:

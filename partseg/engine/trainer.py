@@ -105,7 +105,10 @@ class Trainer:
         self.last: Step | None = None
 
     def train(self, start: int = 0) -> bool:
-        """Run from `start` to the last iteration, or to the step in which a stop was asked for; True if complete."""
+        """Run from `start` to the last iteration, or to the step in which a stop was asked for; True if complete.
+
+        A stop in the last step leaves to the next start what hooks owe then, such as the last evaluation.
+        """
         self.iteration = start
         self.model.train()
         with self.stop_request, self._advice_when_out_of_memory():
@@ -119,7 +122,7 @@ class Trainer:
                     hook.after_step(self)
             for hook in self.hooks:
                 hook.after_train(self)
-        return self.iteration >= self.iterations
+        return self.iteration >= self.iterations and not self.stopping
 
     def step(self, batches: Iterator[Batch]) -> Step:
         """One optimizer step: lr, micro-batches, forward, criterion, backward, finite check, clip, update.

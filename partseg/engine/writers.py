@@ -5,6 +5,7 @@ Writers live on rank 0 only; the hooks give every writer everything.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import secrets
@@ -61,16 +62,13 @@ def start_log(directory: Path | None) -> None:
 def open_writers(
     nodes: Mapping[str, Any], *, directory: Path, start: int, iterations: int
 ) -> Iterator[Sequence[Writer]]:
-    """The writers of a config group on rank 0, none elsewhere; closed at the end. An error is logged first."""
+    """The writers of a config group on rank 0, none elsewhere; closed at the end."""
     writers: list[Writer] = []
     try:
         if distributed.is_main():
             for node in nodes.values():
                 writers.append(instantiate(node, directory=directory, start=start, iterations=iterations))
         yield writers
-    except Exception as error:
-        LOG.error("stopped by %s: %s", type(error).__name__, error)
-        raise
     finally:
         for writer in writers:
             writer.close()
@@ -203,21 +201,35 @@ class WandbWriter(Writer):
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints above a live progress bar; rich would otherwise break long lines at 80 columns in a log file."""
+    """Prints above a live progress bar; rich would otherwise break long lines at 80 columns in a log file.
+
+    Tracebacks are for log.txt.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
+        record = copy.copy(record)
+        record.exc_info = record.exc_text = None
         rich.get_console().print(self.format(record), soft_wrap=True, markup=False, highlight=False)
 
 
+def evaluated(directory: Path) -> set[int]:
+    """Iterations whose evaluation stands in metrics.jsonl, which is where it is written last."""
+    path = directory / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    records = [record for line in lines if (record := _record(line))]
+    return {r["iteration"] for r in records if not any(key.startswith("train/") for key in r)}
+
+
 def _lines_until(path: Path, iteration: int) -> list[str]:
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if json.loads(line)["iteration"] <= iteration:
-                kept.append(line)
-        except json.JSONDecodeError:  # the last line of a killed run
-            continue
-    return kept
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if (record := _record(line)) and record["iteration"] <= iteration]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:  # the last line of a killed run
+        return None
 
 
 def _run_id(path: Path) -> str:

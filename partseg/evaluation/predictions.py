@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +21,40 @@ from partseg.utils.files import inside
 
 
 class PredictionWriter:
-    """Writes `<folder>/<evaluator>/<image id>.png`; usable as the runner's `on_labels`."""
+    """Writes `<folder>/<evaluator>/<image id>.png`; usable as the runner's `on_labels`.
+
+    Nothing appears in `folder` before `finish`, so that an evaluation that is interrupted mixes with no earlier one.
+    """
 
     def __init__(self, folder: Path, *, num_classes: int) -> None:
         if num_classes > IGNORE_LABEL:
             raise ValueError(f"{num_classes} classes do not fit in 16-bit PNGs")
         self.folder = folder
+        self.unfinished = folder.with_name(f".{folder.name}.part")
         self.num_classes = num_classes
+
+    def begin(self) -> None:
+        """Clear what an interrupted evaluation left; on one rank, before any of them writes."""
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+        self.unfinished.mkdir(parents=True)
 
     def __call__(self, sample: Sample, labels: dict[str, Tensor]) -> None:
         """Write one image's label maps."""
         for name, label_map in labels.items():
-            path = prediction_path(inside(self.folder, name), sample.name)
+            path = prediction_path(inside(self.unfinished, name), sample.name)
             path.parent.mkdir(parents=True, exist_ok=True)
             ids = label_map.cpu().numpy()
-            part = path.with_name(f".{path.name}.part")
-            Image.fromarray(np.where(ids == self.num_classes, IGNORE_LABEL, ids).astype(np.uint16)).save(part, "PNG")
-            part.replace(path)
+            Image.fromarray(np.where(ids == self.num_classes, IGNORE_LABEL, ids).astype(np.uint16)).save(path)
+
+    def finish(self) -> None:
+        """Put the folders in the place of earlier ones; on one rank, after all have written."""
+        self.folder.mkdir(exist_ok=True)
+        for new in list(self.unfinished.iterdir()):
+            place = self.folder / new.name
+            if place.exists():
+                place.replace(self.unfinished / f"{new.name}.old")
+            new.replace(place)
+        shutil.rmtree(self.unfinished)
 
 
 def read_prediction(folder: Path, sample: Sample, num_classes: int, *, bits: int = 16) -> Int[Tensor, "h w"]:

@@ -35,7 +35,7 @@ from partseg.data import io
 from partseg.data.dataset import PartSegDataset
 from partseg.evaluation.runner import Evaluation
 from partseg.utils import distributed
-from partseg.utils.files import json_bytes, write_atomic
+from partseg.utils.files import json_bytes, sha256_of, write_atomic
 from partseg.vocabulary.names import Vocabulary
 
 FORMAT = "partseg-results-1"
@@ -78,13 +78,8 @@ def describe_cost(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def discard(folder: Path) -> None:
-    """Remove an older results.json before a new evaluation, so that an interrupted one leaves none."""
-    (folder / FILE_NAME).unlink(missing_ok=True)
-
-
 def write(folder: Path, content: Mapping[str, Any]) -> Path:
-    """Write results.json into `folder`, whole or not at all."""
+    """Write results.json into `folder`, whole or not at all; until then an older one stays, with its own checkpoint."""
     path = folder / FILE_NAME
     write_atomic(path, json_bytes({"format": FORMAT, "complete": True, **content}, indent=1))
     return path
@@ -103,6 +98,15 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("complete") is not True:
         raise ValueError(f"{path} is not a complete result of this version ({FORMAT}); evaluate again")
     return content
+
+
+def is_of(folder: Path, checkpoint: Path) -> bool:
+    """Does `folder` hold a result of this very file, and not of one that had its name before?"""
+    try:
+        found = read(folder)["checkpoint"]
+    except (FileNotFoundError, ValueError):
+        return False
+    return found is not None and checkpoint.is_file() and found["sha256"] == sha256_of(checkpoint)
 
 
 def is_synthetic(image: str | Path) -> bool:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from partseg.engine.checkpoint import last_iteration
+from partseg.engine.writers import evaluated
+from partseg.evaluation import results
 from partseg.reproduce.table import Row, Table
 from partseg.utils.config import config_dir
 from partseg.utils.experiments import TINY, parse
@@ -51,18 +54,25 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """One command and what it leaves behind."""
+    """One command and what it leaves behind; an evaluation knows its training and the checkpoint it reads."""
 
     kind: Kind
     directory: Path
     command: tuple[str, ...]
-    iterations: int | None = field(default=None)
+    iterations: int | None = None
+    training: Job | None = None
+    checkpoint: Path | None = None
 
     @property
     def finished(self) -> bool:
-        """True when nothing of the job has to be run again."""
+        """True for a training with its last evaluation, and for a result of the checkpoint that is the best now."""
         if self.kind == "train":
-            return _last_iteration(self.directory) >= (self.iterations or 0)
+            last = last_iteration(self.directory)
+            return last >= (self.iterations or 0) and last in evaluated(self.directory)
+        if self.training is not None and not self.training.finished:
+            return False
+        if self.kind == "evaluate" and self.checkpoint is not None:
+            return results.is_of(self.directory, self.checkpoint)
         return (self.directory / RESULTS[self.kind]).is_file()
 
     @property
@@ -82,9 +92,10 @@ def jobs(table: Table, options: Options, *, iterations_of: dict[str, int]) -> It
             yield _measure(row, options)
             continue
         for seed in options.seeds:
-            yield _train(row, seed, options, iterations=iterations_of[row.experiment])
+            training = _train(row, seed, options, iterations=iterations_of[row.experiment])
+            yield training
             for protocol in PROTOCOLS:
-                yield _evaluate(table, row, seed, protocol, options)
+                yield _evaluate(table, row, seed=seed, protocol=protocol, options=options, training=training)
 
 
 def run_directory(row: Row, seed: int, options: Options) -> Path:
@@ -146,13 +157,14 @@ def _train(row: Row, seed: int, options: Options, *, iterations: int) -> Job:
     return Job("train", directory, command("train_net", options, [*settings(row, options), *map(quote, place)]), length)
 
 
-def _evaluate(table: Table, row: Row, seed: int, protocol: str, options: Options) -> Job:
+def _evaluate(table: Table, row: Row, *, seed: int, protocol: str, options: Options, training: Job) -> Job:
     directory = result_directory(table, row, seed=seed, protocol=protocol, options=options)
-    checkpoint = run_directory(row, seed, options) / "checkpoints" / f"best_{protocol}.pt"
+    checkpoint = training.directory / "checkpoints" / f"best_{protocol}.pt"
     arguments = [*settings(row, options), "evaluator=tables", f"ckpt={checkpoint}", f"output={directory}"]
     if table.cross_dataset and not options.smoke:
         arguments += [f"dataset={table_dataset(table, row)}", "cross_dataset=true"]
-    return Job("evaluate", directory, command("eval_net", options, [quote(a) for a in arguments]))
+    words = command("eval_net", options, [quote(a) for a in arguments])
+    return Job("evaluate", directory, words, training=training, checkpoint=checkpoint)
 
 
 def _measure(row: Row, options: Options) -> Job:
@@ -167,10 +179,3 @@ def quote(override: str) -> str:
     if any(character in value for character in "=, ()") and not value.startswith(("[", "{", "'", '"')):
         return f"{key}='{value}'"
     return override
-
-
-def _last_iteration(directory: Path) -> int:
-    """Iteration of the newest checkpoint, 0 without one."""
-    latest = directory / "checkpoints" / "latest.pt"
-    digits = latest.resolve().stem.rpartition("_")[2] if latest.exists() else ""
-    return int(digits) if digits.isdigit() else 0

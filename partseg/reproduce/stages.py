@@ -111,10 +111,13 @@ def _mentioned(overrides: Sequence[str]) -> Iterator[str]:
 def jobs(recipe: Recipe, options: Options) -> list[Job]:
     """The stages as jobs; composes each training, so that a typo stops before anything runs."""
     folder = options.output / recipe.name
-    return [_job(recipe, stage, folder, options) for stage in recipe.stages]
+    made: dict[str, Job] = {}
+    for stage in recipe.stages:
+        made[stage.name] = _job(recipe, stage, folder, options, training=made.get(str(stage.source)))
+    return list(made.values())
 
 
-def _job(recipe: Recipe, stage: Stage, folder: Path, options: Options) -> Job:
+def _job(recipe: Recipe, stage: Stage, folder: Path, options: Options, *, training: Job | None) -> Job:
     directory = folder / stage.name
     overrides = [_filled(override, recipe, folder) for override in stage.overrides]
     settings = [f"experiment={stage.experiment}", *shrunk(stage.experiment, options), *overrides, *options.overrides]
@@ -127,7 +130,10 @@ def _job(recipe: Recipe, stage: Stage, folder: Path, options: Options) -> Job:
     else:
         settings += [f"ckpt={_checkpoint(stage, folder)}", f"output={directory}"]
     arguments = list(map(quote, settings))
-    return Job(stage.kind, directory, command(TOOLS[stage.kind], options, arguments), iterations)
+    words = command(TOOLS[stage.kind], options, arguments)
+    if stage.kind == "train":
+        return Job(stage.kind, directory, words, iterations)
+    return Job(stage.kind, directory, words, training=training, checkpoint=_checkpoint(stage, folder))
 
 
 def _checkpoint(stage: Stage, folder: Path) -> Path:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,13 @@ import hydra
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from partseg.utils import experiments, targets
+from partseg.utils import experiments, settings, targets
 from partseg.utils.run_names import run_name
 
 
@@ -42,42 +39,17 @@ def config_dir() -> Path:
 
 
 def compose(config_name: str = "train", overrides: Sequence[str] = ()) -> DictConfig:
-    """The config that `tools/*.py` would get for these overrides, in struct mode, targets checked, `name` filled in.
+    """The config that `tools/*.py` would get for these overrides: struct mode, everything checked, `name` filled in.
 
-    ValueError for a key, group or choice that does not exist; the message names the nearest ones.
+    ValueError for a key, group or choice that does not exist (the message names the nearest ones) and for a value that
+    partseg/utils/settings.py does not allow.
     """
-    overrides = _spelled_out(config_name, overrides)
+    overrides = spelled_out(config_name, overrides)
     try:
         config = _compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, config_name, overrides)) from error
-    return _finish(config, overrides)
-
-
-def cli(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Decorator of a tool's main: Hydra's command line (`-m` sweeps, `--cfg job`), with our messages for mistakes."""
-
-    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
-        def job(config: DictConfig) -> Any:
-            return function(_finish(config, list(HydraConfig.get().overrides.task)))
-
-        def main() -> None:
-            experiments.register(config_dir())
-            try:
-                sys.argv[1:] = _spelled_out(config_name, sys.argv[1:])
-            except ValueError as error:
-                sys.exit(f"error: {error}")
-            args = get_args_parser().parse_args()
-            _refuse_sweep_in_group(args.multirun)
-            try:
-                compose(args.config_name or config_name, _first_of_each_sweep(args.overrides))
-            except ValueError as error:
-                sys.exit(f"error: {error}")
-            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
-
-        return main
-
-    return decorate
+    return finish(config, overrides)
 
 
 def instantiate(node: Any, **kwargs: Any) -> Any:
@@ -163,7 +135,7 @@ def save(config: DictConfig, path: str | Path) -> None:
     part.replace(path)
 
 
-def _spelled_out(config_name: str, overrides: Sequence[str]) -> list[str]:
+def spelled_out(config_name: str, overrides: Sequence[str]) -> list[str]:
     """Overrides as Hydra needs them.
 
     `eval_dataset=x` chooses a file for another key, which as it stands would be a string. `recipe=official` is that of
@@ -174,7 +146,7 @@ def _spelled_out(config_name: str, overrides: Sequence[str]) -> list[str]:
     both = [o for o in spelled if o.lstrip("+").startswith("dataset.")]
     if "recipe=official" not in spelled and not both:
         return spelled
-    others = _first_of_each_sweep([o for o in spelled if o != "recipe=official" and not o.startswith("-")])
+    others = jobs([o for o in spelled if o != "recipe=official" and not o.startswith("-")], multirun=True)[0]
     try:
         chosen = _compose(config_name, others, hydra=True).hydra.runtime.choices
     except (HydraException, OmegaConfBaseException) as error:
@@ -199,34 +171,45 @@ def _compose(config_name: str, overrides: Sequence[str], *, hydra: bool = False)
         GlobalHydra.instance().hydra = previous
 
 
-def _finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def finish(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Check what Hydra composed (ValueError), fill in `name` and allow no new keys from now on."""
     check_targets(config)
     if "name" in config and config.name is None:
         chosen = [o.split("=", 1)[1] for o in overrides if o.startswith(("experiment=", "+experiment="))]
         config.name = run_name(Path(chosen[-1]).name if chosen else "train", overrides)
+    _check_settings(config)
     OmegaConf.set_struct(config, True)
     return config
 
 
-def _first_of_each_sweep(overrides: Sequence[str]) -> list[str]:
-    """Overrides of the first job of a sweep: `seed=1,2,3` becomes `seed=1`."""
+def _check_settings(config: DictConfig) -> None:
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"config key {error.full_key!r} has no value: {str(error).splitlines()[0]}") from error
+    nodes = {*_groups(), *(key.split(".")[0] for key, _ in targets.targets(values))}
+    unknown = [key for key in settings.without_rule(values) if key not in nodes]
+    if unknown:
+        known = [key for key, _ in targets.walk(values) if not key.startswith(unknown[0])]
+        raise ValueError(f"there is no config key {unknown[0]!r}{_nearest(unknown[0], known)}")
+    if problem := settings.problem(values):
+        raise ValueError(problem)
+
+
+def jobs(overrides: Sequence[str], *, multirun: bool) -> list[list[str]]:
+    """Overrides of every job: `-m seed=1,2` is `seed=1` and `seed=2`. Hydra's own are left out."""
     try:
         parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
+        choices = [
+            [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+            if multirun and o.is_sweep_override()
+            else [str(o.input_line)]
+            for o in parsed
+            if not o.get_key_element().startswith(("hydra", "+hydra"))
+        ]
     except HydraException as error:
         raise ValueError(f"cannot read the overrides {list(overrides)}: {error}") from error
-    kept = [o for o in parsed if not o.get_key_element().startswith(("hydra", "+hydra"))]
-    return [
-        f"{o.get_key_element()}={next(iter(o.sweep_string_iterator()))}" if o.is_sweep_override() else str(o.input_line)
-        for o in kept
-    ]
-
-
-def _refuse_sweep_in_group(multirun: bool) -> None:
-    if multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        sys.exit(
-            "error: -m starts one run after another and cannot work inside torchrun (WORLD_SIZE > 1); "
-            "drop torchrun and give launch.num_gpus=N instead"
-        )
+    return [list(job) for job in product(*choices)]
 
 
 def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> str:

@@ -92,7 +92,7 @@ def broadcast_object(obj: Any) -> Any:
 
 
 def from_main(function: Callable[[], R]) -> R:
-    """What `function` returns or raises on rank 0, on every process; nothing is run elsewhere."""
+    """What the function returns on rank 0, on every process; an error there is raised on all, so that none waits."""
     value: Any = None
     failure: Exception | None = None
     if is_main():

@@ -40,11 +40,26 @@ def inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write or replace a file of ours; a reader never sees half of it."""
+def write_atomic(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Write or replace a file of ours; a reader never sees half of it. A `durable` one survives a power cut too."""
     temporary = _temporary(path)
-    temporary.write_bytes(data)
+    with temporary.open("wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path)
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """A rename survives a power cut only once its folder is on the disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_new(path: Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from partseg.utils.files import write_atomic
 
 _SALT = "partseg-1901"
 """Chosen by search so that no two parts of one object of the three shipped vocabularies get colours that look alike."""
@@ -117,15 +120,11 @@ def tile(
 
 
 def save_png(array: NDArray[np.uint8], path: str | os.PathLike[str]) -> Path:
-    """Write the picture under a temporary name first, then rename; makes the folder. Returns the path."""
+    """Write the picture, whole or not at all; makes the folder. Returns the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        Image.fromarray(array).save(unfinished, format="PNG")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    data = io.BytesIO()
+    Image.fromarray(array).save(data, format="PNG")
+    write_atomic(path, data.getvalue())
     return path
 
 

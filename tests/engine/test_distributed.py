@@ -79,7 +79,7 @@ def test_one_failing_rank_stops_all_and_is_named(tmp_path, start_tiny):
     process = start_tiny(output=tmp_path, launch__num_processes=2, fail_rank=1, iterations=100000)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "RuntimeError: rank 1 failed, all processes were stopped: ValueError: made to fail" in output
+    assert "ChildProcessError: rank 1 failed, all processes were stopped: ValueError: made to fail" in output
     failed = (tmp_path / "alive_1").stat().st_mtime
     assert time.time() - failed < 60
     assert not alive(tmp_path)

@@ -1,10 +1,20 @@
 """Run directories: which one, what it continues, what changed."""
 
+import json
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
+from partseg.engine import run
 from partseg.engine.optim import adamw
-from partseg.engine.run import differences, open_run
+from partseg.engine.run import differences, write_settings
+
+
+def open_run(config):
+    """What a run gets, and gives back at once."""
+    with run.open_run(config) as opened:
+        return opened
 
 
 @pytest.fixture
@@ -25,8 +35,10 @@ def finished(tmp_path, tiny, config, run_of):
 
 
 def test_a_new_run_says_what_it_is(config, tmp_path):
-    directory, state = open_run(config)
-    assert directory == tmp_path / "output" / "x" and state is None
+    with run.open_run(config) as (directory, state):
+        assert directory == tmp_path / "output" / "x" and state is None
+        assert sorted(p.name for p in directory.iterdir()) == ["lock.json", "log.txt"]
+        write_settings(config, directory)
     assert sorted(p.name for p in directory.iterdir()) == ["config.yaml", "env.txt", "log.txt"]
 
 
@@ -44,6 +56,21 @@ def test_never_does_not_overwrite(config, finished):
         open_run(config)
     config.name = "y"
     assert open_run(config)[1] is None
+
+
+def test_all_ranks_stop_when_rank_0_does(config, forked):
+    """Another host's lock, which rank 0 alone reads: the others would wait half an hour for what it decides."""
+    directory = Path(config.output_root) / config.name
+    directory.mkdir(parents=True)
+    (directory / "lock.json").write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
+
+    def refused():
+        with pytest.raises(ValueError, match="in use by process 1 on elsewhere"):
+            open_run(config)
+
+    assert forked(refused, processes=2) == [0, 0]
+    (directory / "lock.json").write_text("half of it")
+    assert forked(lambda: open_run(config), processes=2) == [0, 0]
 
 
 def test_a_directory_is_continued_under_any_name(config, finished):

@@ -11,10 +11,16 @@ from partseg.evaluation.predictions import PredictionWriter, read_prediction
 def test_round_trip(sample, tmp_path):
     one = sample([[0, 1, None]], [[0, 0, -1]], name="folder/image")
     labels = torch.tensor([[3, 300, 299]], dtype=torch.int32)
-    PredictionWriter(tmp_path, num_classes=300)(one, {"oracle_obj": labels})
-    stored = np.asarray(Image.open(tmp_path / "oracle_obj" / "folder" / "image.png"))
+    folder = tmp_path / "predictions"
+    for _ in range(2):  # a second evaluation takes the place of the first
+        writer = PredictionWriter(folder, num_classes=300)
+        writer.begin()
+        writer(one, {"oracle_obj": labels})
+        writer.finish()
+    stored = np.asarray(Image.open(folder / "oracle_obj" / "folder" / "image.png"))
     assert stored.tolist() == [[3, 65535, 299]]
-    assert torch.equal(read_prediction(tmp_path / "oracle_obj", one, 300), labels)
+    assert torch.equal(read_prediction(folder / "oracle_obj", one, 300), labels)
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions"]
 
 
 def test_other_peoples_8_bit_files(sample, tmp_path):

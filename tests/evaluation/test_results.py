@@ -51,7 +51,7 @@ def test_written_whole_and_read_back(tmp_path):
     path = results.write(tmp_path / "run", {"synthetic": False})
     assert results.read(path) == results.read(path.parent)
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
-    results.discard(path.parent)
+    path.unlink()
     with pytest.raises(FileNotFoundError, match="has not finished"):
         results.read(path.parent)
 

@@ -1,23 +1,29 @@
+import json
 from pathlib import Path
 
 import pytest
 
+from partseg.evaluation import results
 from partseg.reproduce.command import Collect, Reproduce, options_from, plan
 from partseg.reproduce.plan import Options, jobs
 from partseg.reproduce.table import load_table
 from partseg.utils.arguments import parse
 from partseg.utils.config import compose
+from partseg.utils.files import sha256_of
 
 
 def options(tmp_path, **kwargs):
     return Options(output=tmp_path, seeds=(1, 2), **kwargs)
 
 
-def make_checkpoint(directory: Path, iteration: int) -> None:
+def make_checkpoint(directory: Path, iteration: int, *, evaluated: bool = True) -> None:
     folder = directory / "checkpoints"
     folder.mkdir(parents=True)
     (folder / f"iter_{iteration:07d}.pt").write_bytes(b"x")
-    (folder / "latest.pt").symlink_to(f"iter_{iteration:07d}.pt")
+    for name in ("latest", "best_pred_all", "best_oracle_obj"):
+        (folder / f"{name}.pt").symlink_to(f"iter_{iteration:07d}.pt")
+    records = [{"iteration": iteration, "train/loss": 1.0}, {"iteration": iteration, "oracle_obj/mIoU": 1.0}]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records[: 1 + evaluated]))
 
 
 def test_each_run_is_trained_once_and_evaluated_per_protocol(root, tmp_path):
@@ -33,8 +39,29 @@ def test_only_what_is_missing_is_left(root, tmp_path):
     table = load_table(root / "scripts/tables/table1.yaml")
     make_checkpoint(tmp_path / "clipseg_pascal_part_116" / "seed1", 20000)
     make_checkpoint(tmp_path / "clipseg_pascal_part_116" / "seed2", 19000)  # was killed before the end
+    make_checkpoint(tmp_path / "part_clipseg_pascal_part_116" / "seed1", 20000, evaluated=False)  # while it scored
     finished = [j.directory for j in plan(table, options(tmp_path)) if j.finished]
     assert finished == [tmp_path / "clipseg_pascal_part_116" / "seed1"]
+
+
+def test_a_result_counts_for_the_checkpoint_that_it_was_measured_on(root, tmp_path):
+    table = load_table(root / "scripts/tables/table1.yaml")
+    run = tmp_path / "clipseg_pascal_part_116" / "seed1"
+    make_checkpoint(run, 20000)
+    job = next(j for j in plan(table, options(tmp_path)) if j.kind == "evaluate" and j.training.directory == run)
+    results.write(job.directory, {"checkpoint": {"sha256": sha256_of(b"x")}})
+    assert job.finished
+    # an evaluation of another best checkpoint was interrupted, or a copy made a file of the link
+    job.checkpoint.unlink()
+    job.checkpoint.write_bytes(b"x")
+    assert job.finished
+    job.checkpoint.write_bytes(b"y")
+    assert not job.finished
+    job.checkpoint.write_bytes(b"x")
+    (run / "metrics.jsonl").unlink()  # trained again: the best may change
+    assert not job.finished
+    (job.directory / "results.json").write_text("half")
+    assert not job.finished
 
 
 @pytest.mark.parametrize(("name", "smoke"), [("table4", False), ("tableA8", False), ("table5", True)])

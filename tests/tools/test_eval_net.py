@@ -79,8 +79,14 @@ def test_present_prompts_give_the_same_integers(toy_overrides, tool, tmp_path):
     assert entries[0] == entries[1]
 
 
-def test_an_interrupted_evaluation_leaves_no_result(toy_overrides, tool, tmp_path, monkeypatch):
-    results.write(tmp_path / "out", {"old": True})
+def test_an_interrupted_evaluation_leaves_the_earlier_one_as_it_was(toy_overrides, tool, tmp_path, monkeypatch):
+    overrides = [*toy_overrides, "evaluator=oracle_obj", "save_predictions=true"]
+    tool.evaluate(compose("eval", overrides))
+
+    def content():
+        return {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file() and "/." not in str(p)}
+
+    before = content()
 
     def interrupted(*args, on_labels, **options):
         def stop(sample, labels):
@@ -90,8 +96,13 @@ def test_an_interrupted_evaluation_leaves_no_result(toy_overrides, tool, tmp_pat
 
     monkeypatch.setattr(tool, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tool.evaluate(compose("eval", [*toy_overrides, "eval.limit_images=1"]))
-    assert list((tmp_path / "out").iterdir()) == []
+        tool.evaluate(compose("eval", [*overrides, "eval.limit_images=1"]))
+    assert len(before) == 6 and content() == before
+    monkeypatch.undo()
+    tool.evaluate(compose("eval", [*overrides, "eval.limit_images=1"]))
+    after = content()
+    assert len(after) == 2 and results.read(tmp_path / "out")["dataset"]["num_images"] == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["predictions", "results.json"]
 
 
 def test_the_result_goes_to_the_run_directory(toy_overrides, toy_run, tool):

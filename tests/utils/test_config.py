@@ -107,12 +107,11 @@ def test_the_name_carries_what_changes_the_run(folder):
     assert long[0] != long[1] and all(len(name) <= 200 for name in long)
 
 
-def test_first_of_each_sweep(folder):
-    assert config._first_of_each_sweep(["seed=1,2,3", "optimizer.lr=3e-4", "a=[1,2]"]) == [
-        "seed=1",
-        "optimizer.lr=3e-4",
-        "a=[1,2]",
-    ]
+def test_every_job_of_a_sweep_is_known():
+    overrides = ["seed=1,2", "hydra.verbose=true", "a=[1,2]", "b=range(2)"]
+    jobs = config._jobs(overrides, multirun=True)
+    assert jobs == [[f"seed={seed}", "a=[1,2]", f"b={b}"] for seed in (1, 2) for b in (0, 1)]
+    assert config._jobs(overrides, multirun=False) == [["seed=1,2", "a=[1,2]", "b=range(2)"]]
 
 
 def test_sweeps_inside_torchrun_are_refused(monkeypatch):

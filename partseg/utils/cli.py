@@ -1,0 +1,82 @@
+"""The command line of a tool that reads a config: Hydra's (`-m` sweeps, `--cfg job`), with our messages."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from partseg.utils import config, experiments
+from partseg.utils.errors import one_line
+
+
+def cli(
+    config_name: str, *, place: Callable[[DictConfig], Any] | None = None
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Decorator of a tool's main: Hydra's command line (`-m` sweeps, `--cfg job`), with our messages for mistakes.
+
+    Every job of a sweep is composed before the first one starts; `place(config)` is what no two of them may share.
+    """
+
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        def job(values: DictConfig) -> Any:
+            try:
+                return function(config.finish(values, list(HydraConfig.get().overrides.task)))
+            except (ValueError, KeyError, OSError, FloatingPointError, MemoryError) as error:
+                # a sweep goes on with its other jobs and reports at its end, by Hydra
+                if HydraConfig.get().mode is RunMode.MULTIRUN or "HYDRA_FULL_ERROR" in os.environ:
+                    raise
+                sys.exit(f"error: {one_line(error)}")
+
+        def main() -> None:
+            experiments.register(config.config_dir())
+            try:
+                sys.argv[1:] = config.spelled_out(config_name, sys.argv[1:])
+            except ValueError as error:
+                sys.exit(f"error: {error}")
+            args = get_args_parser().parse_args()
+            _refuse_sweep_in_group(args.multirun)
+            try:
+                jobs = config.jobs(args.overrides, multirun=args.multirun)
+                configs = [config.compose(args.config_name or config_name, overrides) for overrides in jobs]
+                if not (args.cfg or args.help or args.hydra_help or args.info or args.shell_completion):
+                    _refuse_missing(configs)
+                if place is not None:
+                    _refuse_shared_place(list(map(place, configs)))
+            except ValueError as error:
+                sys.exit(f"error: {error}")
+            hydra.main(version_base="1.3", config_path=str(config.config_dir()), config_name=config_name)(job)()
+
+        return main
+
+    return decorate
+
+
+def _refuse_missing(configs: Sequence[DictConfig]) -> None:
+    missing = sorted({str(key) for each in configs for key in each if OmegaConf.is_missing(each, key)})
+    if missing:
+        raise ValueError(f"missing arguments: {', '.join(f'{key}=...' for key in missing)}")
+
+
+def _refuse_shared_place(places: Sequence[Any]) -> None:
+    shared = sorted({str(place) for place in places if places.count(place) > 1})
+    if shared:
+        raise ValueError(
+            f"several of the {len(places)} jobs of this sweep would share {', '.join(shared)}: one trains, the others "
+            "find it finished. Leave out name=, so that each gets its own, or put the swept key in: name='x_${seed}'"
+        )
+
+
+def _refuse_sweep_in_group(multirun: bool) -> None:
+    if multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.exit(
+            "error: -m starts one run after another and cannot work inside torchrun (WORLD_SIZE > 1); "
+            "drop torchrun and give launch.num_gpus=N instead"
+        )
