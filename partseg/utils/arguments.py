@@ -80,6 +80,8 @@ def _pairs(arguments: Sequence[str], types: dict[str, Any]) -> list[tuple[str, s
                 value = "true" if types.get(key) is bool or not waiting else waiting.pop(0)
         elif not equals or (key not in types and Path(word).exists()):
             key, value = next(iter(types)), word
+            if get_origin(types[key]) is not tuple and key in dict(pairs):
+                raise ValueError(f"cannot place {word!r}: {key}= is given (a value with spaces needs quotes)")
         pairs.append((key, value))
     return pairs
 
