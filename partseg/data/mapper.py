@@ -184,7 +184,8 @@ class EvalMapper:
     Without an `input` the photo stays as it is, for those who only read labels.
 
     `objects` is a folder with `<image id>.png` of some object segmenter, in the data set's object ids (8 or 16 bits,
-    all ones: none), which become `given`. `instances` adds instances to score against, `phrases` referring expressions.
+    all ones: none), which become `given`. `instances` adds instances to score against, `phrases` referring expressions,
+    `photo` the photo at its own size.
     """
 
     def __init__(
@@ -195,6 +196,7 @@ class EvalMapper:
         objects: str | Path | None = None,
         instances: InstanceSource | None = None,
         phrases: bool = False,
+        photo: bool = False,
     ) -> None:
         self.input = input
         self.channel_order = _one_of("channel_order", channel_order, get_args(ChannelOrder))
@@ -203,6 +205,7 @@ class EvalMapper:
             raise FileNotFoundError(f"eval.objects: no folder {self.objects}; it must hold one object PNG per image")
         self.instances = instances if instances is None else _one_of("instances", instances, get_args(InstanceSource))
         self.phrases = phrases
+        self.photo = photo
         self._readers: dict[tuple[str, str], LabelReader] = {}
 
     def __call__(
@@ -238,6 +241,7 @@ class EvalMapper:
             phrases=_all_phrases(record, image, whole) if self.phrases else (),
             given=given,
             region=None if geometry.region == (0, 0, *geometry.size) else geometry.region,
+            photo=to_tensor(image, channel_order=self.channel_order) if self.photo else None,
         )
 
 

@@ -25,7 +25,13 @@ def build_model(config: DictConfig) -> nn.Module:
 def evaluation_set(config: DictConfig, input: InputSpec | None) -> PartSegDataset:
     """The split that `eval` names, as a system with this input sees it; None for those who read labels only."""
     settings = config.eval
-    mapper = EvalMapper(input, objects=settings.objects, instances=settings.instances, phrases=settings.phrases)
+    mapper = EvalMapper(
+        input,
+        objects=settings.objects,
+        instances=settings.instances,
+        phrases=settings.phrases,
+        photo=input is not None and config.predictor.object_first,
+    )
     return first(settings.limit_images, instantiate(config.eval_dataset, split=settings.split, mapper=mapper))
 
 
