@@ -92,12 +92,12 @@ class AggregationLayer(nn.Module):
         self.classes(x, text, chunks=chunks)
 
 
-def aggregation_layers(shape: AggregatorShape) -> nn.ModuleList:
+def aggregation_layers(shape: AggregatorShape, class_layer: type[ClassLayer] = ClassLayer) -> nn.ModuleList:
     """The layers of a shape."""
     return nn.ModuleList(
         AggregationLayer(
             SpatialLayer(shape.hidden, shape.appearance, heads=shape.heads, window=shape.window),
-            ClassLayer(shape.hidden, shape.text, heads=shape.heads, pooling=shape.pooling, padding=shape.padding),
+            class_layer(shape.hidden, shape.text, heads=shape.heads, pooling=shape.pooling, padding=shape.padding),
         )
         for _ in range(shape.layers)
     )
@@ -117,6 +117,8 @@ class Aggregator(nn.Module):
     Without gradients `class_chunk` (image, class) maps run at once and the volume changes in place; results do not
     depend on it. `recompute` keeps only the volumes between layers for backward.
     """
+
+    class_layer: type[ClassLayer] = ClassLayer
 
     def __init__(
         self,
@@ -140,7 +142,7 @@ class Aggregator(nn.Module):
             nn.Conv2d(theirs, ours, 3, padding=1)
             for theirs, ours in zip(decoder_guidance_dims, shape.decoder_guidance, strict=True)
         )
-        self.layers = aggregation_layers(shape)
+        self.layers = aggregation_layers(shape, self.class_layer)
         self.decoder = Decoder(shape.hidden, shape.decoder, shape.decoder_guidance)
 
     def forward(

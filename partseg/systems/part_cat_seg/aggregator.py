@@ -1,0 +1,121 @@
+"""Two aggregations: parts and objects first, then object-parts, whose cost comes of the first one's maps (paper, 3.2).
+
+Legend: B images, P parts, O objects, K object-parts, C text width, h w cells, D cost width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from partseg.systems.cat_seg.aggregator import (
+    Aggregator,
+    AggregatorShape,
+    CostEmbedding,
+    Guidance,
+    aggregation_layers,
+    cost_volume,
+)
+from partseg.systems.part_cat_seg.classes import CompetingClassLayer
+
+
+@dataclass(frozen=True)
+class PartTexts:
+    """Prompts of parts, objects and background, those of object-parts and background, and how these are paired.
+
+    `part_row` and `object_row` are the positions in `shared` of each pair's part and object; background is its own.
+    """
+
+    shared: Float[Tensor, "P+O+1 prompts C"]
+    pairs: Float[Tensor, "K+1 prompts C"]
+    part_row: Int[Tensor, " K+1"]
+    object_row: Int[Tensor, " K+1"]
+
+
+@dataclass(frozen=True)
+class PartVolumes:
+    """Logits at four times the cells, of parts, objects and background and of object-parts and background.
+
+    `shared_cost` and `pair_cost` are the cosines that they begin with, averaged over the prompts; on request.
+    """
+
+    shared: Float[Tensor, "B P+O+1 4*h 4*w"] | None
+    pairs: Float[Tensor, "B K+1 4*h 4*w"]
+    shared_cost: Float[Tensor, "B P+O+1 h w"] | None = None
+    pair_cost: Float[Tensor, "B K+1 h w"] | None = None
+
+
+class PartAggregator(Aggregator):
+    """CAT-Seg's aggregator over parts and objects, and layers of their own for pairs; decoder and guidance are shared."""
+
+    class_layer = CompetingClassLayer
+
+    def __init__(
+        self,
+        shape: AggregatorShape,
+        *,
+        text_dim: int,
+        appearance_dim: int,
+        decoder_guidance_dims: Sequence[int],
+        class_chunk: int,
+        recompute: bool,
+    ) -> None:
+        super().__init__(
+            shape,
+            text_dim=text_dim,
+            appearance_dim=appearance_dim,
+            decoder_guidance_dims=decoder_guidance_dims,
+            class_chunk=class_chunk,
+            recompute=recompute,
+        )
+        self.pair_projection = nn.Conv2d(2 * shape.hidden, text_dim, 1)
+        self.pair_embedding = CostEmbedding(shape.prompts, shape.hidden)
+        self.pair_layers = aggregation_layers(shape, self.class_layer)
+        self.start_pairs()
+
+    def start_pairs(self) -> None:
+        """Copy the first aggregation into that of the pairs: its start, also after loading weights of CAT-Seg."""
+        self.pair_embedding.load_state_dict(self.embedding.state_dict())
+        self.pair_layers.load_state_dict(self.layers.state_dict())
+
+    def volumes(
+        self,
+        image: Float[Tensor, "B C h w"],
+        texts: PartTexts,
+        guidance: Guidance,
+        *,
+        shared_logits: bool = True,
+        costs: bool = False,
+    ) -> PartVolumes:
+        """All logits; those of parts and objects, and the costs, where they are asked for."""
+        projected = self.project(guidance)
+        num_shared, num_pairs = len(texts.shared), len(texts.pairs)
+        shared = self.embed(lambda c: cost_volume(image, texts.shared[c]), num_classes=num_shared, batch=len(image))
+        shared = self.aggregate(self.layers, shared, projected, self.text_guidance(texts.shared)[None])
+        by_object, by_part = self.split_projection(shared)
+
+        def pair_cost(classes: slice) -> Tensor:
+            cells = by_object[:, texts.object_row[classes]] + by_part[:, texts.part_row[classes]]
+            cells = F.normalize(cells, dim=-1)
+            return torch.einsum("bthwc,tpc->btphw", cells, texts.pairs[classes])
+
+        cost = pair_cost(slice(0, num_pairs)) if costs else None
+        read = pair_cost if cost is None else lambda c: cost[:, c]
+        pairs = self.embed(read, num_classes=num_pairs, batch=len(image), embedding=self.pair_embedding)
+        pairs = self.aggregate(self.pair_layers, pairs, projected, self.text_guidance(texts.pairs)[None])
+        return PartVolumes(
+            shared=self.decode(shared, projected) if shared_logits else None,
+            pairs=self.decode(pairs, projected),
+            shared_cost=cost_volume(image, texts.shared.mean(1, keepdim=True))[:, :, 0] if costs else None,
+            pair_cost=None if cost is None else cost.mean(2),
+        )
+
+    def split_projection(self, shared: Float[Tensor, "B T h w D"]) -> tuple[Tensor, Tensor]:
+        """W [object | part] + b = (W_o object + b) + W_p part, [B, T, h, w, C] each: once per class, not per pair."""
+        by_object, by_part = self.pair_projection.weight[..., 0, 0].chunk(2, dim=1)
+        return F.linear(shared, by_object, self.pair_projection.bias), F.linear(shared, by_part)
