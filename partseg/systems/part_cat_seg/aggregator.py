@@ -25,6 +25,16 @@ from partseg.systems.part_cat_seg.classes import CompetingClassLayer
 
 
 @dataclass(frozen=True)
+class PartAggregatorShape(AggregatorShape):
+    """`start_pairs_from_weights`: loading CAT-Seg's weights starts the layers of pairs, too.
+
+    The authors copy before they load, so that these layers start at random.
+    """
+
+    start_pairs_from_weights: bool = True
+
+
+@dataclass(frozen=True)
 class PartTexts:
     """Prompts of parts, objects and background, those of object-parts and background, and how these are paired.
 
@@ -116,6 +126,6 @@ class PartAggregator(Aggregator):
         )
 
     def split_projection(self, shared: Float[Tensor, "B T h w D"]) -> tuple[Tensor, Tensor]:
-        """W [object | part] + b = (W_o object + b) + W_p part, [B, T, h, w, C] each: once per class, not per pair."""
-        by_object, by_part = self.pair_projection.weight[..., 0, 0].chunk(2, dim=1)
+        """W [part | object] + b = W_p part + (W_o object + b), [B, T, h, w, C] each: once per class, not per pair."""
+        by_part, by_object = self.pair_projection.weight[..., 0, 0].chunk(2, dim=1)
         return F.linear(shared, by_object, self.pair_projection.bias), F.linear(shared, by_part)

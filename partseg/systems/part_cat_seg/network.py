@@ -1,0 +1,162 @@
+"""PartCATSeg (Choi et al., CVPR 2025): object-parts from the maps of their object and their part, guided by DINOv2.
+
+Legend: B images, H W pixels, K object-parts, P parts, O objects with parts, D text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from partseg.geometry import Region, Size
+from partseg.prediction import DenseScores, Prediction
+from partseg.structures import Batch, Outputs
+from partseg.system import Words
+from partseg.systems.cat_seg.inference import Inference, resized
+from partseg.systems.cat_seg.network import CatSeg, CatSegPrompts, unit
+from partseg.systems.cat_seg.text import encode_prompts
+from partseg.systems.part_cat_seg.aggregator import PartAggregator, PartTexts, PartVolumes
+from partseg.systems.part_cat_seg.weights import LAYOUTS
+from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.phrases import Phrases
+
+
+@dataclass(frozen=True)
+class PartInference(Inference):
+    """`object_gate`: a pixel's object is predicted first, then its part; false is the best of all object-parts."""
+
+    object_gate: bool = True
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Cosines that the cost volumes begin with, averaged over the prompts, background last."""
+
+    objects: Float[Tensor, "B O+1 h w"]
+    pairs: Float[Tensor, "B K+1 h w"]
+
+
+@dataclass(frozen=True)
+class PartCatSegOutputs(Outputs):
+    """Dense outputs, and what the compositional loss compares."""
+
+    composition: Composition | None = None
+
+
+@dataclass(frozen=True)
+class PartCatSegPrompts:
+    """Normalised embeddings of every prompt of parts, objects and object-parts; the network adds background itself."""
+
+    part: Float[Tensor, "P prompts D"]
+    object: Float[Tensor, "O prompts D"]
+    object_part: Float[Tensor, "K prompts D"]
+    vocabulary: Vocabulary
+
+    def subset(self, kept: np.ndarray) -> PartCatSegPrompts:
+        """Prompts of the object-parts where `kept` is true, and of their parts and objects."""
+        words = self.vocabulary.subset(kept)
+        parts = [self.vocabulary.parts.index(name) for name in words.parts]
+        objects = [self.vocabulary.objects.index(name) for name in words.objects]
+        pairs = np.flatnonzero(kept).tolist()
+        return PartCatSegPrompts(self.part[parts], self.object[objects], self.object_part[pairs], words)
+
+
+class PartCatSeg(CatSeg):
+    """CAT-Seg whose object-part volume is made of the aggregated volumes of objects and parts (paper, figure 3)."""
+
+    weight_layouts = LAYOUTS
+    aggregator: PartAggregator
+    aggregator_class = PartAggregator
+
+    def encode_text(self, words: Words) -> PartCatSegPrompts | CatSegPrompts:
+        """All prompts of parts, objects and object-parts ("dog's head"), or of phrases, which are read as objects."""
+        if isinstance(words, Phrases):
+            return super().encode_text(words)
+        part, obj, object_part = (
+            encode_prompts(self.backbone, self.templates.prompts(words, level))
+            for level in ("part", "object", "object_part")
+        )
+        return PartCatSegPrompts(part, obj, object_part, words)
+
+    def texts(self, prompts: PartCatSegPrompts) -> PartTexts:
+        """What is aggregated: parts, objects, background; then object-parts, background."""
+        words, device = prompts.vocabulary, prompts.part.device
+        rows = [
+            np.append(words.part_of, words.num_parts + words.num_objects),
+            np.append(words.num_parts + words.object_of, words.num_parts + words.num_objects),
+        ]
+        part_row, object_row = (torch.from_numpy(each).to(device) for each in rows)
+        shared = self.with_background(torch.cat([prompts.part, prompts.object]))
+        return PartTexts(shared, self.with_background(prompts.object_part), part_row, object_row)
+
+    def forward(self, batch: Batch, *, reads: frozenset[str] = frozenset()) -> PartCatSegOutputs:
+        """Logits at the pictures' size, and of the rest what `reads` names."""
+        prompts = self.encode_text(batch.vocabulary)
+        assert isinstance(prompts, PartCatSegPrompts)
+        wanted = bool(reads & {"object", "part"})
+        found = self.volumes(unit(batch.images), prompts, shared_logits=wanted, costs="composition" in reads)
+        size, num_parts = (batch.images.shape[2], batch.images.shape[3]), len(prompts.part)
+        shared = None if found.shared is None else resized(found.shared, size)
+        composition = None
+        if found.shared_cost is not None and found.pair_cost is not None:
+            composition = Composition(found.shared_cost[:, num_parts:], found.pair_cost)
+        return PartCatSegOutputs(
+            object_part=resized(found.pairs, size),
+            object=None if shared is None else shared[:, num_parts:],
+            part=None if shared is None else shared[:, :num_parts],
+            composition=composition,
+        )
+
+    def volumes(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: PartCatSegPrompts,
+        *,
+        shared_logits: bool = True,
+        costs: bool = False,
+    ) -> PartVolumes:
+        """What the aggregator makes of images 0..1."""
+        features, guidance = self.features(images)
+        texts = self.texts(prompts)
+        return self.aggregator.volumes(features.cells, texts, guidance, shared_logits=shared_logits, costs=costs)
+
+    def logits(
+        self, images: Float[Tensor, "B 3 H W"], text: PartCatSegPrompts | Float[Tensor, "K prompts D"]
+    ) -> Float[Tensor, "B C h w"]:
+        """Object-parts and background, then objects and background where the gate reads them; or phrases."""
+        if isinstance(text, Tensor):
+            return super().logits(images, text)
+        gate = self.object_gate
+        found = self.volumes(images, text, shared_logits=gate)
+        if found.shared is None:
+            return found.pairs
+        return torch.cat([found.pairs, found.shared[:, len(text.part) :]], dim=1)
+
+    @property
+    def object_gate(self) -> bool:
+        """Whether objects are predicted beside object-parts."""
+        return getattr(self.inference, "object_gate", True)
+
+    def predict(
+        self,
+        images: UInt8[Tensor, "B 3 H W"],
+        prompts: PartCatSegPrompts | CatSegPrompts,
+        *,
+        sizes: Sequence[Size],
+        regions: Sequence[Region] | None = None,
+        given: Sequence[Int[Tensor, "h w"] | None] | None = None,
+    ) -> list[Prediction]:
+        """Scores of object-parts and objects with background each, or a logit map per phrase."""
+        if isinstance(prompts, CatSegPrompts):
+            return super().predict(images, prompts, sizes=sizes, regions=regions)
+        scores, seen = self.scores(unit(images), prompts, regions)
+        pairs, objects = scores.split([len(prompts.object_part) + 1, scores.shape[1] - len(prompts.object_part) - 1], 1)
+        return [
+            DenseScores(pair, obj if self.object_gate else None, size, seen)
+            for pair, obj, size in zip(pairs, objects, sizes)
+        ]
