@@ -48,7 +48,7 @@ def close(ours, theirs, tolerance=FORWARD):
     ).item()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_seams_and_logits(version, tmp_path):
     model, meta, folder, v1 = version(tmp_path)
     found = load_file(folder / "inference.safetensors")
@@ -98,7 +98,7 @@ def maps(volume):
     return volume.permute(0, 4, 1, 2, 3)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_scores_at_the_photos_size(version, tmp_path):
     model, meta, folder, v1 = version(tmp_path)
     found = load_file(folder / "inference.safetensors")
@@ -107,15 +107,23 @@ def test_scores_at_the_photos_size(version, tmp_path):
     full = F.interpolate(scores.object_part[None, :-1], size=size, mode="bilinear")[0]
     if not v1:
         close(full, found["scores_output_size"])
-        assert (full.argmax(0) == found["argmax_output_size"]).all() and (scores.object_part[-1] == 0).all()
+        assert same_labels(full, found["argmax_output_size"]) and (scores.object_part[-1] == 0).all()
         return
     told = words.objects.index(meta["oracle_object_in_inference"])
     full[torch.from_numpy(words.object_of != told)] = -1
     close(full, found["oracle_obj_scores"])
-    assert (full.argmax(0) == found["oracle_obj_argmax"]).all()
+    assert same_labels(full, found["oracle_obj_argmax"])
 
 
-@torch.inference_mode()
+def same_labels(scores, labels):
+    """Where the best two scores are not equal up to rounding."""
+    best, second = scores.topk(2, dim=0).values
+    sure = best - second > 1e-5
+    assert sure.float().mean() > 0.99
+    return (scores.argmax(0) == labels)[sure].all()
+
+
+@torch.no_grad()
 def test_windows(tmp_path):
     """Four windows and the whole view of the CVPR 2024 evaluation."""
     folder = folder_of("catseg_cvpr24")
@@ -128,7 +136,7 @@ def test_windows(tmp_path):
     close(full, found["sliding_window/scores_output_size"])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_more_classes_than_the_class_attention_has_room_for(tmp_path):
     folder = folder_of("catseg_cvpr24")
     options = {"shape": {"padding": 4}, "larger_vocabulary": "best"}
