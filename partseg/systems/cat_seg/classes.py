@@ -34,8 +34,8 @@ class ClassLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, activation=nn.ReLU())
         if padding is not None:
-            self.padding_token = nn.Parameter(torch.zeros(dim))
-            self.padding_guidance = nn.Parameter(torch.zeros(guidance_dim))
+            self.padding_token = nn.Parameter(torch.zeros(1, 1, dim))
+            self.padding_guidance = nn.Parameter(torch.zeros(1, 1, guidance_dim))
 
     def forward(
         self, x: Float[Tensor, "B T h w D"], guidance: Float[Tensor, " #B T G"], *, chunks: Sequence[slice] = ()
@@ -48,10 +48,7 @@ class ClassLayer(nn.Module):
             q, k, v = self.project(pooled, guidance)
             return x + self.finish(pooled, _read(q, _sums(k, v) + padded), size=x.shape[2:4])
         # sums over keys are all that a class needs of the others: made first, while no map has changed yet
-        sums = padded
-        for c in chunks:
-            _, k, v = self.project(self.pool(x[:, c]), guidance[:, c])
-            sums = sums + _sums(k, v)
+        sums = padded + sum(_sums(*self.project(self.pool(x[:, c]), guidance[:, c])[1:]) for c in chunks)
         for c in chunks:
             pooled = self.pool(x[:, c])
             q, _, _ = self.project(pooled, guidance[:, c])
@@ -77,12 +74,12 @@ class ClassLayer(nn.Module):
         maps = F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
         return maps.permute(0, 2, 3, 1).unflatten(0, pooled.shape[:2])
 
-    def _padding_sums(self, num_classes: int) -> Tensor | int:
-        """What the padding tokens add to the sums, [1, 1, 1, n, d, d + 1]."""
+    def _padding_sums(self, num_classes: int) -> Tensor:
+        """What the padding tokens add to the sums, [1, 1, 1, n, d, d + 1], or a zero."""
         if self.padding is None or num_classes >= self.padding:
-            return 0
-        token, guidance = self.padding_token, self.padding_guidance
-        _, k, v = self.project(token.view(1, 1, 1, 1, -1), guidance.view(1, 1, 1, 1, -1))
+            return self.norm1.weight.new_zeros(())
+        token, guidance = (each[:, :, None, None] for each in (self.padding_token, self.padding_guidance))
+        _, k, v = self.project(token, guidance)
         return (self.padding - num_classes) * _sums(k, v)
 
 
