@@ -163,7 +163,13 @@ def _train(row: Row, seed: int, options: Options, *, iterations: int) -> Job:
 def _evaluate(table: Table, row: Row, *, seed: int, protocol: str, options: Options, training: Job) -> Job:
     directory = result_directory(table, row, seed=seed, protocol=protocol, options=options)
     checkpoint = training.directory / "checkpoints" / f"best_{protocol}.pt"
-    arguments = [*settings(row, options), *row.evaluation, "evaluator=tables", f"ckpt={checkpoint}", f"output={directory}"]
+    arguments = [
+        *settings(row, options),
+        *row.evaluation,
+        "evaluator=tables",
+        f"ckpt={checkpoint}",
+        f"output={directory}",
+    ]
     if table.cross_dataset and not options.smoke:
         arguments += [f"dataset={table_dataset(table, row)}", "cross_dataset=true"]
     words = command("eval_net", options, [quote(a) for a in arguments])

@@ -88,25 +88,25 @@ def test_both_aggregations_layer_by_layer(made):
         num_classes=len(texts.shared),
         batch=1,
     )
-    first = maps(volume.clone(), as_theirs(words))
     text = aggregator.text_guidance(texts.shared)[None]
     for i, layer in enumerate(aggregator.layers):
         spatial = layer.spatial(volume, projected.appearance)
         close(maps(spatial, some), found[f"part_obj.layer{i}.after_spatial.first_and_bg_every_2nd_pixel"])
         volume = layer.classes(spatial, text)
         close(maps(volume, some), found[f"part_obj.layer{i}.out.first_and_bg_every_2nd_pixel"])
-    x=found['part_obj_cost_emb_every_2nd_pixel']; y=maps(volume, as_theirs(words)); print('DBG', (x-y).abs().max(), (x-first).abs().max(), x.abs().max())
+    close(maps(volume, as_theirs(words)), found["part_obj_cost_emb_every_2nd_pixel"])
     by_object, by_part = aggregator.split_projection(volume)
     cells = by_object[:, texts.object_row] + by_part[:, texts.part_row]
     close(cells.permute(0, 1, 4, 2, 3)[..., ::2, ::2], found["cost_feats_every_2nd_pixel"])
     cost = torch.einsum("bthwc,tpc->btphw", F.normalize(cells, dim=-1), texts.pairs)
     close(cost.transpose(1, 2)[:, [0, 39, 79], :, ::2, ::2], found["specific_cost_prompts_0_39_79_every_2nd_pixel"])
     volume = aggregator.pair_embedding(cost)
-    close(maps(volume, range(len(words) + 1)), found["specific_cost_emb_every_2nd_pixel"])
+    close(maps(volume), found["specific.cost_embedding.first_and_bg_every_2nd_pixel"])
     text = aggregator.text_guidance(texts.pairs)[None]
     for i, layer in enumerate(aggregator.pair_layers):
         volume = layer(volume, projected.appearance, text)
         close(maps(volume), found[f"specific.layer{i}.out.first_and_bg_every_2nd_pixel"])
+    close(maps(volume, range(len(words) + 1)), found["specific_cost_emb_every_2nd_pixel"])
 
 
 @torch.no_grad()

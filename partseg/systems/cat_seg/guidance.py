@@ -27,7 +27,6 @@ class ConvGuidance(nn.Module):
 
     image_mean: Tensor
     image_std: Tensor
-    stride = STRIDES[-1]
 
     def __init__(
         self,
@@ -49,7 +48,11 @@ class ConvGuidance(nn.Module):
         self.register_buffer("image_mean", torch.tensor(image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: Float[Tensor, "B 3 16*h 16*w"]) -> Guidance:
+    def input_size(self, grid: int) -> int:
+        """Side of the square that gives `grid` cells."""
+        return STRIDES[-1] * grid
+
+    def forward(self, images: Float[Tensor, "B 3 16*h 16*w"], _grid: int) -> Guidance:
         """Features of images 0..1 at 16, 8 and 4 pixels per cell."""
         fine, middle, coarse = self.net((images - self.image_mean) / self.image_std)
         return Guidance(coarse, (middle, fine))

@@ -24,6 +24,7 @@ from partseg.systems.cat_seg.dense_clip import DenseClip, DenseFeatures
 from partseg.systems.cat_seg.guidance import ClipGuidance, ConvGuidance, FromClip
 from partseg.systems.cat_seg.inference import Inference, resized, squashed, windowed
 from partseg.systems.cat_seg.text import encode_prompts, part_templates
+from partseg.systems.cat_seg.vit_guidance import VitGuidance
 from partseg.systems.cat_seg.weights import layouts
 from partseg.vocabulary.phrases import Phrases
 from partseg.weights.freeze import set_trainable
@@ -56,12 +57,13 @@ class CatSeg(nn.Module):
     """
 
     saves_memory = ("model.recompute=true",)
+    aggregator_class: type[Aggregator] = Aggregator
 
     def __init__(
         self,
         backbone: DenseClip,
         *,
-        guidance: ConvGuidance | FromClip,
+        guidance: ConvGuidance | VitGuidance | FromClip,
         aggregator: AggregatorShape,
         trainable: Sequence[str],
         image_size: int = 384,
@@ -88,7 +90,7 @@ class CatSeg(nn.Module):
                 f"model.backbone.guidance_blocks={list(backbone.guidance_blocks)}: guidance from CLIP needs two, "
                 "a network beside it none"
             )
-        self.aggregator = Aggregator(
+        self.aggregator = self.aggregator_class(
             aggregator,
             text_dim=backbone.text_dim,
             appearance_dim=self.guidance.appearance_dim,
@@ -115,7 +117,8 @@ class CatSeg(nn.Module):
     @property
     def weight_layouts(self) -> tuple[WeightLayout, ...]:
         """Public checkpoints of this variant, and CLIP alone; those of the other variant are refused by name."""
-        return layouts(v1=isinstance(self.guidance, ConvGuidance))
+        own_guidance = not isinstance(self.guidance, VitGuidance)
+        return layouts(v1=not isinstance(self.guidance, ClipGuidance), own_guidance=own_guidance)
 
     def unused_parameters(self) -> frozenset[str]:
         """Names of parameters that no output depends on."""
@@ -165,8 +168,9 @@ class CatSeg(nn.Module):
         features = self.backbone.encode_cells(view)
         if isinstance(self.guidance, ClipGuidance):
             return features, self.guidance(features)
-        size = self.guidance.stride * self.grid
-        return features, self.guidance(squashed(images, size, pad_to=pad_to, fill=self.guidance.image_mean))
+        size = self.guidance.input_size(self.grid)
+        view = squashed(images, size, pad_to=pad_to, fill=self.guidance.image_mean)
+        return features, self.guidance(view, self.grid)
 
     def _best(self, cells: Tensor, classes: Float[Tensor, "T P D"], room: int) -> Int[Tensor, "B room"]:
         """The classes with the highest cosine anywhere in each picture, in order; background is among them."""

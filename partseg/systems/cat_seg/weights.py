@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from partseg.weights.layouts import Link, Rules, WeightLayout, rename
 PREDICTOR = "sem_seg_head.predictor."
 TRANSFORMER = f"{PREDICTOR}transformer."
 _OURS_CLIP, _THEIRS_CLIP = "backbone.clip.", f"{PREDICTOR}clip_model."
+_GUIDED = r"guidance\.|aggregator\.(appearance|decoder_guidance)\."
 _TENSOR = r"\.(weight|bias)"
 _NORM = r"\.(weight|bias|running_mean|running_var)"
 
@@ -133,13 +135,15 @@ def _fuse(theirs: str) -> Callable[[nn.Module, dict[str, Tensor]], dict[str, Ten
 
 
 # The families ---------------------------------------------------------------------------------------------------------
-def _masks(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The shifted windows' masks, which the authors store."""
+def shifted_masks(
+    model: nn.Module, state: dict[str, Tensor], *, lists: Sequence[str] = ("layers",)
+) -> dict[str, Tensor]:
+    """The shifted windows' masks, which the authors store, in each of their `lists` of layers."""
     grid, window = model.grid, model.aggregator.shape.window  # type: ignore[union-attr]
-    for i in range(len(model.aggregator.layers)):  # type: ignore[arg-type,union-attr]
+    for name, i in product(lists, range(len(model.aggregator.layers))):  # type: ignore[arg-type,union-attr]
         mask = shift_mask((grid, grid), window=window, shift=window // 2, device=torch.device("cpu"))  # type: ignore[arg-type,operator]
-        name = f"{TRANSFORMER}layers.{i}.swin_block.block_2.attn_mask"
-        state[name] = torch.zeros(mask.shape).masked_fill_(~mask, -100.0)
+        place = f"{TRANSFORMER}{name}.{i}.swin_block.block_2.attn_mask"
+        state[place] = torch.zeros(mask.shape).masked_fill_(~mask, -100.0)
     return state
 
 
@@ -165,7 +169,7 @@ V1 = WeightLayout(
     link=_link(v1=True),
     unused=r".*\.attn_mask",
     quick_gelu=True,
-    complete=lambda model, state: _fuse(_THEIRS_CLIP)(model, _masks(model, state)),
+    complete=lambda model, state: _fuse(_THEIRS_CLIP)(model, shifted_masks(model, state)),
 )
 CVPR24 = WeightLayout(
     name="cat_seg_cvpr24",
@@ -173,18 +177,35 @@ CVPR24 = WeightLayout(
     link=_link(v1=False),
     unused=r".*\.attn_mask",
     quick_gelu=True,
-    complete=_masks,
+    complete=shifted_masks,
 )
 
 
-def layouts(*, v1: bool) -> tuple[WeightLayout, ...]:
-    """The families that a variant reads; a file of the other one is known and refused."""
+def layouts(*, v1: bool, own_guidance: bool) -> tuple[WeightLayout, ...]:
+    """The families that a variant reads; a file of the other one is known and refused.
+
+    Without `own_guidance` the model has another guidance network than the authors' files.
+    """
     own, other = (V1, CVPR24) if v1 else (CVPR24, V1)
+    own = own if own_guidance else without_guidance(own)
     clip = replace(OPEN_CLIP, link=clip_link("", split=False), complete=_fuse(""))
-    return own, _refused(other, instead_of=own), clip
+    return own, refused(other, instead_of=own), clip
 
 
-def _refused(layout: WeightLayout, *, instead_of: WeightLayout) -> WeightLayout:
+def without_guidance(layout: WeightLayout) -> WeightLayout:
+    """The layout for models with another guidance network, which keep theirs; such models write no such files."""
+
+    def link(name: str) -> Link | None:
+        return None if re.match(_GUIDED, name) else layout.link(name)
+
+    def complete(_model: nn.Module, _state: dict[str, Tensor]) -> dict[str, Tensor]:
+        raise ValueError(f"{layout.name} is read only by a model with another guidance network; write partseg's own")
+
+    unused = rf"{layout.unused}|backbone\..*|.*guidance_projection\..*"
+    return replace(layout, link=link, unused=unused, complete=complete)
+
+
+def refused(layout: WeightLayout, *, instead_of: WeightLayout) -> WeightLayout:
     model = {"cat_seg_v1": "cat_seg", "cat_seg_cvpr24": "cat_seg_cvpr24"}
 
     def link(_name: str) -> None:

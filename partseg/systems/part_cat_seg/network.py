@@ -18,12 +18,13 @@ from partseg.prediction import DenseScores, Prediction
 from partseg.structures import Batch, Outputs
 from partseg.system import Words
 from partseg.systems.cat_seg.inference import Inference, resized
-from partseg.systems.cat_seg.network import CatSeg, CatSegPrompts, unit
+from partseg.systems.cat_seg.network import CatSeg, CatSegPrompts
 from partseg.systems.cat_seg.text import encode_prompts
 from partseg.systems.part_cat_seg.aggregator import PartAggregator, PartTexts, PartVolumes
 from partseg.systems.part_cat_seg.weights import LAYOUTS
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.phrases import Phrases
+from partseg.weights.layouts import WeightLayout
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,13 @@ class PartCatSegPrompts:
 class PartCatSeg(CatSeg):
     """CAT-Seg whose object-part volume is made of the aggregated volumes of objects and parts (paper, figure 3)."""
 
-    weight_layouts = LAYOUTS
     aggregator: PartAggregator
     aggregator_class = PartAggregator
+
+    @property
+    def weight_layouts(self) -> tuple[WeightLayout, ...]:
+        """The authors' checkpoints, and CAT-Seg's first version and CLIP alone as a start."""
+        return LAYOUTS
 
     def encode_text(self, words: Words) -> PartCatSegPrompts | CatSegPrompts:
         """All prompts of parts, objects and object-parts ("dog's head"), or of phrases, which are read as objects."""
@@ -91,15 +96,15 @@ class PartCatSeg(CatSeg):
             np.append(words.num_parts + words.object_of, words.num_parts + words.num_objects),
         ]
         part_row, object_row = (torch.from_numpy(each).to(device) for each in rows)
-        shared = self.with_background(torch.cat([prompts.part, prompts.object]))
-        return PartTexts(shared, self.with_background(prompts.object_part), part_row, object_row)
+        shared = self._classes(torch.cat([prompts.part, prompts.object]))
+        return PartTexts(shared, self._classes(prompts.object_part), part_row, object_row)
 
     def forward(self, batch: Batch, *, reads: frozenset[str] = frozenset()) -> PartCatSegOutputs:
         """Logits at the pictures' size, and of the rest what `reads` names."""
         prompts = self.encode_text(batch.vocabulary)
         assert isinstance(prompts, PartCatSegPrompts)
         wanted = bool(reads & {"object", "part"})
-        found = self.volumes(unit(batch.images), prompts, shared_logits=wanted, costs="composition" in reads)
+        found = self.volumes(batch.images / 255, prompts, shared_logits=wanted, costs="composition" in reads)
         size, num_parts = (batch.images.shape[2], batch.images.shape[3]), len(prompts.part)
         shared = None if found.shared is None else resized(found.shared, size)
         composition = None
@@ -154,9 +159,8 @@ class PartCatSeg(CatSeg):
         """Scores of object-parts and objects with background each, or a logit map per phrase."""
         if isinstance(prompts, CatSegPrompts):
             return super().predict(images, prompts, sizes=sizes, regions=regions)
-        scores, seen = self.scores(unit(images), prompts, regions)
-        pairs, objects = scores.split([len(prompts.object_part) + 1, scores.shape[1] - len(prompts.object_part) - 1], 1)
-        return [
-            DenseScores(pair, obj if self.object_gate else None, size, seen)
-            for pair, obj, size in zip(pairs, objects, sizes)
-        ]
+        found = []
+        for scores, size in zip(self._scores(images / 255, prompts, regions), sizes):
+            pairs, objects = scores.split([len(prompts.object_part) + 1, len(scores) - len(prompts.object_part) - 1])
+            found.append(DenseScores(pairs, objects if self.object_gate else None, size))
+        return list(found)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from partseg.backbones.clip_layouts import OPEN_CLIP
 from partseg.systems.cat_seg.weights import (
     CVPR24,
     PREDICTOR,
@@ -72,4 +73,4 @@ AUTHORS = WeightLayout(
     complete=_complete,
 )
 START = replace(without_guidance(V1), start=_start_pairs)
-LAYOUTS = (AUTHORS, START, refused(CVPR24, instead_of=AUTHORS))
+LAYOUTS = (AUTHORS, START, refused(CVPR24, instead_of=AUTHORS), OPEN_CLIP)
