@@ -1,4 +1,4 @@
-"""Object first equals a literal loop over photos and objects, under every protocol; nothing about how it is run matters."""
+"""Object first equals a literal loop over photos and objects, under every protocol, however it is run."""
 
 from dataclasses import replace
 
@@ -178,11 +178,9 @@ def test_objects_at_the_borders_and_of_one_pixel(model, vocabulary):
     ],
 )
 def test_a_margin_ends_at_the_border(box, margin, expected):
-    left, top, right, bottom = (box[0] - round(margin * (box[2] - box[0])), *box[1:])
     found = grown(box, margin, (20, 30))
     assert found == expected
     assert found[0] <= box[0] and found[1] <= box[1] and found[2] >= box[2] and found[3] >= box[3]
-    assert left <= found[0] and found[2] <= 30 and found[3] <= 20
 
 
 def test_labels_of_another_size_than_the_photo(model, vocabulary):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cat_seg_fixtures import vocabulary_of
-from part_cat_seg_fixtures import OFFICIAL, build
+from part_cat_seg_fixtures import build
 from safetensors.torch import load_file
 
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL

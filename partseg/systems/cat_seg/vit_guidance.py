@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import timm
 import torch
@@ -43,7 +44,7 @@ class VitGuidance(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.size = name, size
-        self.net = _vit(name, size=size, shape=dict(shape or {}))
+        self.net: Any = _vit(name, size=size, shape=dict(shape or {}))
         self.appearance_dim = int(self.net.embed_dim)
         self.decoder_dims = (self.appearance_dim, self.appearance_dim)
         self.register_buffer("image_mean", torch.tensor(image_mean).view(3, 1, 1), persistent=False)
@@ -92,14 +93,14 @@ def _resized(maps: Tensor, cells: int) -> Tensor:
     return F.interpolate(maps, size=(cells, cells), mode="bilinear", align_corners=False)
 
 
-def _vit(name: str, *, size: int, shape: dict[str, int]) -> nn.Module:
+def _vit(name: str, *, size: int, shape: dict[str, Any]) -> Any:
     """The network with the position table of its native size; KeyError and ValueError say what timm has instead."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models("vit_*"), n=3)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; timm.list_models('vit_*') tells them"
         raise KeyError(f"model.guidance.name={name!r} is no network that timm {timm.__version__} knows{hint}")
     try:
-        net = timm.create_model(name, img_size=size, num_classes=0, global_pool="", **shape)
+        net: Any = timm.create_model(name, img_size=size, num_classes=0, global_pool="", **shape)
         patch, grid = net.patch_embed.patch_size, net.patch_embed.grid_size
         prefix = net.num_prefix_tokens
     except (RuntimeError, AttributeError, TypeError, AssertionError) as error:

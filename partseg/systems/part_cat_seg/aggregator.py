@@ -61,7 +61,7 @@ class PartVolumes:
 
 
 class PartAggregator(Aggregator):
-    """CAT-Seg's aggregator over parts and objects, and layers of their own for pairs; decoder and guidance are shared."""
+    """CAT-Seg's aggregator over parts and objects, and layers of their own for pairs; the decoder is shared."""
 
     class_layer = CompetingClassLayer
 

@@ -78,7 +78,9 @@ class PartCatSeg(CatSeg):
         """The authors' checkpoints, and CAT-Seg's first version and CLIP alone as a start."""
         return LAYOUTS
 
-    def encode_text(self, words: Words) -> PartCatSegPrompts | CatSegPrompts:
+    def encode_text(  # type: ignore[override]
+        self, words: Words
+    ) -> PartCatSegPrompts | CatSegPrompts:
         """All prompts of parts, objects and object-parts ("dog's head"), or of phrases, which are read as objects."""
         if isinstance(words, Phrases):
             return super().encode_text(words)
@@ -160,7 +162,7 @@ class PartCatSeg(CatSeg):
         if isinstance(prompts, CatSegPrompts):
             return super().predict(images, prompts, sizes=sizes, regions=regions)
         found = []
-        for scores, size in zip(self._scores(images / 255, prompts, regions), sizes):
+        for scores, size in zip(self._scores(images / 255, prompts, regions), sizes):  # type: ignore[arg-type]
             pairs, objects = scores.split([len(prompts.object_part) + 1, len(scores) - len(prompts.object_part) - 1])
             found.append(DenseScores(pairs, objects if self.object_gate else None, size))
         return list(found)
