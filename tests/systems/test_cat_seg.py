@@ -256,7 +256,7 @@ def digest(shapes):
 FULL = {
     "cat_seg_v1": ["experiment=cat_seg_pascal_part_116"],
     "cat_seg_cvpr24": ["experiment=cat_seg_cvpr24_pascal_part_116", "model.background=none"],
-    "cat_seg_cvpr24_vitl": ["experiment=cat_seg_cvpr24_vitl", "model.background=none"],
+    "cat_seg_cvpr24_vitl": ["experiment=cat_seg_cvpr24_vitl_pascal_part_116", "model.background=none"],
 }
 
 
