@@ -165,7 +165,7 @@ def _link(v1: bool) -> Callable[[str], Link | None]:
 
 V1 = WeightLayout(
     name="cat_seg_v1",
-    marks=("backbone.stem.conv1.weight", f"{TRANSFORMER}conv1.weight"),
+    marks=("backbone.res2.0.conv1.weight", f"{TRANSFORMER}conv1.weight"),
     link=_link(v1=True),
     unused=r".*\.attn_mask",
     quick_gelu=True,
