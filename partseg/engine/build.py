@@ -22,6 +22,12 @@ def build_model(config: DictConfig) -> nn.Module:
     return model
 
 
+def start_weights(config: DictConfig) -> tuple[str, ...]:
+    """The files and hub names of `init_from`, in order."""
+    source = config.init_from
+    return (source,) if isinstance(source, str) else tuple(source or ())
+
+
 def evaluation_set(config: DictConfig, input: InputSpec | None) -> PartSegDataset:
     """The split that `eval` names, as a system with this input sees it; None for those who read labels only."""
     settings = config.eval

@@ -16,7 +16,6 @@ from torch.func import functional_call
 from partseg.backbones.clip_vit import IMAGENET_MEAN, IMAGENET_STD
 from partseg.systems.cat_seg.aggregator import Guidance
 from partseg.weights.layouts import Link, WeightLayout
-from partseg.weights.load import load_weights
 
 POSITION = "pos_embed"
 NETWORK = "guidance.net."
@@ -25,8 +24,8 @@ NETWORK = "guidance.net."
 class VitGuidance(nn.Module):
     """A ViT that timm knows by `name`, on pictures of `size` pixels; its last, normalised tokens at every resolution.
 
-    `pretrained` is a file of DINO, DINOv2 or timm weights, or a hub name ("timm/vit_small_patch14_dinov2.lvd142m").
-    `shape` changes sizes of the named network (`embed_dim`, `depth`, `num_heads`), for small ones.
+    Its weights come with a checkpoint, or through init_from=timm/vit_small_patch14_dinov2.lvd142m (a hub name) or a
+    file. `shape` changes sizes of the named network (`embed_dim`, `depth`, `num_heads`), for small ones.
     """
 
     image_mean: Tensor
@@ -37,7 +36,6 @@ class VitGuidance(nn.Module):
         name: str = "vit_small_patch14_dinov2",
         *,
         size: int = 448,
-        pretrained: str | None = None,
         shape: Mapping[str, int] | None = None,
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
@@ -49,8 +47,6 @@ class VitGuidance(nn.Module):
         self.decoder_dims = (self.appearance_dim, self.appearance_dim)
         self.register_buffer("image_mean", torch.tensor(image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std).view(3, 1, 1), persistent=False)
-        if pretrained is not None:
-            _load(self, pretrained)
 
     def input_size(self, _grid: int) -> int:
         """Side of the square that the network wants, whatever the cells of CLIP."""
@@ -122,12 +118,6 @@ DINO = WeightLayout(
     marks=("cls_token", "patch_embed.proj.weight"),
     link=lambda name: Link(name, (name.removeprefix(NETWORK),)) if name.startswith(NETWORK) else None,
     unused=r"mask_token|head\..*",
+    holds=(f"{NETWORK}blocks",),
 )
 """DINO, DINOv2 and timm's own files: the same names."""
-
-
-def _load(guidance: VitGuidance, source: str) -> None:
-    holder = nn.Module()
-    holder.guidance = guidance
-    holder.weight_layouts = (DINO,)  # type: ignore[assignment]
-    load_weights(holder, source, require=("guidance.net.blocks",))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from partseg.backbones.clip_layouts import IMAGE_POSITION, OPEN_CLIP, fit_position
 from partseg.systems.cat_seg.spatial import shift_mask
+from partseg.systems.cat_seg.vit_guidance import DINO
 from partseg.weights.layouts import Link, Rules, WeightLayout, rename
 
 PREDICTOR = "sem_seg_head.predictor."
@@ -184,12 +185,12 @@ CVPR24 = WeightLayout(
 def layouts(*, v1: bool, own_guidance: bool) -> tuple[WeightLayout, ...]:
     """The families that a variant reads; a file of the other one is known and refused.
 
-    Without `own_guidance` the model has another guidance network than the authors' files.
+    Without `own_guidance` the model has a ViT in place of the guidance network of the authors' files.
     """
     own, other = (V1, CVPR24) if v1 else (CVPR24, V1)
-    own = own if own_guidance else without_guidance(own)
     clip = replace(OPEN_CLIP, link=clip_link("", split=False), complete=_fuse(""))
-    return own, refused(other, instead_of=own), clip
+    families = own, refused(other, instead_of=own), clip
+    return families if own_guidance else (without_guidance(own), *families[1:], DINO)
 
 
 def without_guidance(layout: WeightLayout) -> WeightLayout:

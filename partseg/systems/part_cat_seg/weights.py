@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from partseg.backbones.clip_layouts import OPEN_CLIP
+from partseg.systems.cat_seg.vit_guidance import DINO
 from partseg.systems.cat_seg.weights import (
     CVPR24,
     PREDICTOR,
@@ -73,4 +74,4 @@ AUTHORS = WeightLayout(
     complete=_complete,
 )
 START = replace(without_guidance(V1), start=_start_pairs)
-LAYOUTS = (AUTHORS, START, refused(CVPR24, instead_of=AUTHORS), OPEN_CLIP)
+LAYOUTS = (AUTHORS, START, refused(CVPR24, instead_of=AUTHORS), OPEN_CLIP, DINO)
