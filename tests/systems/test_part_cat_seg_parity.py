@@ -95,8 +95,7 @@ def test_both_aggregations_layer_by_layer(made):
         volume = layer.classes(spatial, text)
         close(maps(volume, some), found[f"part_obj.layer{i}.out.first_and_bg_every_2nd_pixel"])
     close(maps(volume, as_theirs(words)), found["part_obj_cost_emb_every_2nd_pixel"])
-    by_object, by_part = aggregator.split_projection(volume)
-    cells = by_object[:, texts.object_row] + by_part[:, texts.part_row]
+    cells = aggregator.pair_cells(volume, texts, slice(None))
     close(cells.permute(0, 1, 4, 2, 3)[..., ::2, ::2], found["cost_feats_every_2nd_pixel"])
     cost = torch.einsum("bthwc,tpc->btphw", F.normalize(cells, dim=-1), texts.pairs)
     close(cost.transpose(1, 2)[:, [0, 39, 79], :, ::2, ::2], found["specific_cost_prompts_0_39_79_every_2nd_pixel"])

@@ -1,17 +1,18 @@
-"""Two aggregations: parts and objects first, then object-parts, whose cost comes of the first one's maps (paper, 3.2).
+"""Two aggregations: parts and objects first, then object-parts, whose cost comes of the maps of the first one.
 
 Legend: B images, P parts, O objects, K object-parts, C text width, h w cells, D cost width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from partseg.systems.cat_seg.aggregator import (
     Aggregator,
@@ -107,14 +108,12 @@ class PartAggregator(Aggregator):
         num_shared, num_pairs = len(texts.shared), len(texts.pairs)
         shared = self.embed(lambda c: cost_volume(image, texts.shared[c]), num_classes=num_shared, batch=len(image))
         shared = self.aggregate(self.layers, shared, projected, self.text_guidance(texts.shared)[None])
-        by_object, by_part = self.split_projection(shared)
 
         def pair_cost(classes: slice) -> Tensor:
-            cells = by_object[:, texts.object_row[classes]] + by_part[:, texts.part_row[classes]]
-            cells = F.normalize(cells, dim=-1)
+            cells = F.normalize(self.pair_cells(shared, texts, classes), dim=-1)
             return torch.einsum("bthwc,tpc->btphw", cells, texts.pairs[classes])
 
-        cost = pair_cost(slice(0, num_pairs)) if costs else None
+        cost = self._with_gradients(pair_cost, slice(0, num_pairs)) if torch.is_grad_enabled() or costs else None
         read = pair_cost if cost is None else lambda c: cost[:, c]
         pairs = self.embed(read, num_classes=num_pairs, batch=len(image), embedding=self.pair_embedding)
         pairs = self.aggregate(self.pair_layers, pairs, projected, self.text_guidance(texts.pairs)[None])
@@ -122,10 +121,19 @@ class PartAggregator(Aggregator):
             shared=self.decode(shared, projected) if shared_logits else None,
             pairs=self.decode(pairs, projected),
             shared_cost=cost_volume(image, texts.shared.mean(1, keepdim=True))[:, :, 0] if costs else None,
-            pair_cost=None if cost is None else cost.mean(2),
+            pair_cost=cost.mean(2) if costs and cost is not None else None,
         )
 
-    def split_projection(self, shared: Float[Tensor, "B T h w D"]) -> tuple[Tensor, Tensor]:
-        """W [part | object] + b = W_p part + (W_o object + b), [B, T, h, w, C] each: once per class, not per pair."""
+    def pair_cells(
+        self, shared: Float[Tensor, "B T h w D"], texts: PartTexts, classes: slice
+    ) -> Float[Tensor, "B t h w C"]:
+        """The maps of each pair's part and object beside each other, in the space of texts."""
         by_part, by_object = self.pair_projection.weight[..., 0, 0].chunk(2, dim=1)
-        return F.linear(shared, by_object, self.pair_projection.bias), F.linear(shared, by_part)
+        cells = F.linear(shared[:, texts.part_row[classes]], by_part)
+        return cells + F.linear(shared[:, texts.object_row[classes]], by_object, self.pair_projection.bias)
+
+    def _with_gradients(self, pair_cost: Callable[[slice], Tensor], classes: slice) -> Tensor:
+        """The cost of all pairs; their cells, four times the volume, are made again in backward where it recomputes."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return pair_cost(classes)
+        return checkpoint(pair_cost, classes, use_reentrant=False, preserve_rng_state=False)

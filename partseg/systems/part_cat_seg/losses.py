@@ -1,4 +1,4 @@
-"""The compositional loss of PartCATSeg (paper, section 3.3): the parts of an object are where the object is."""
+"""The compositional loss of PartCATSeg: the parts of an object are where the object is."""
 
 from __future__ import annotations
 

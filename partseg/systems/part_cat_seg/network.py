@@ -68,7 +68,7 @@ class PartCatSegPrompts:
 
 
 class PartCatSeg(CatSeg):
-    """CAT-Seg whose object-part volume is made of the aggregated volumes of objects and parts (paper, figure 3)."""
+    """CAT-Seg whose object-part volume is made of the aggregated volumes of objects and parts."""
 
     aggregator: PartAggregator
     aggregator_class = PartAggregator
