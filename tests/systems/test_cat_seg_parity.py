@@ -66,7 +66,7 @@ def test_seams_and_logits(version, tmp_path):
         close(guidance.decoder[1][..., ::2, ::2], found["guidance.res5_upsample2_every_2nd_pixel"])
 
     words = vocabulary_of(meta["test_classes"])
-    text = model._classes(model.encode_text(words).text)
+    text = model.encode_text(words).text
     close(text, found["text_features_test" if v1 else "text_embeds"])
     cost = cost_volume(features.cells, text)
     if v1:
@@ -90,7 +90,7 @@ def test_seams_and_logits(version, tmp_path):
     close(maps(volume), found["layer1.out"])
     stage = aggregator.decoder.stages[0](volume[:, 0].permute(0, 3, 1, 2), projected.decoder[0])
     close(stage[:, :, ::2, ::2], found["decoder1.first_class_every_2nd_pixel"])
-    close(model.logits(image, model.encode_text(words).text), found["logits"])
+    close(model.logits(image, text), found["logits"])
 
 
 def maps(volume):

@@ -205,14 +205,21 @@ class Aggregator(nn.Module):
         def run(classes: slice) -> Tensor:
             return self.decoder(volume[:, classes], projected.decoder)
 
-        recompute = self.recompute and torch.is_grad_enabled()
-        chunks = self.chunks(volume.shape[1], len(volume), recompute=recompute) or [slice(0, volume.shape[1])]
-        if recompute:
-            return torch.cat([checkpoint(run, c, use_reentrant=False, preserve_rng_state=False) for c in chunks], 1)
-        return torch.cat([run(c) for c in chunks], 1) if len(chunks) > 1 else run(chunks[0])
+        count = volume.shape[1]
+        if self.recompute and torch.is_grad_enabled():
+            parts = class_slices(count, max(1, self.class_chunk // len(volume)))
+            return torch.cat([checkpoint(run, c, use_reentrant=False, preserve_rng_state=False) for c in parts], 1)
+        chunks = self.chunks(count, len(volume))
+        first = run(chunks[0] if chunks else slice(0, count))
+        if len(chunks) < 2:
+            return first
+        logits = first.new_empty((len(volume), count, *first.shape[2:]))
+        for i, c in enumerate(chunks):
+            logits[:, c] = run(c) if i else first
+        return logits
 
-    def chunks(self, num_classes: int, batch: int, *, recompute: bool = False) -> list[slice]:
-        """Classes to run at once; none where all run together: with gradients that nothing recomputes."""
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and not recompute):
+    def chunks(self, num_classes: int, batch: int) -> list[slice]:
+        """Classes to run at once; none where all run together, with gradients."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return []
         return class_slices(num_classes, max(1, self.class_chunk // batch))

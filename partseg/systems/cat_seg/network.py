@@ -38,14 +38,19 @@ BackgroundKind = Literal["learned", "drawn", "none"]
 
 @dataclass(frozen=True)
 class CatSegPrompts:
-    """Normalised embeddings of every prompt of every object-part or phrase; the network adds background itself."""
+    """Normalised embeddings of every prompt of every object-part or phrase; background last where there is one.
 
-    text: Float[Tensor, "K P D"]
+    It is appended here once: 1,000 classes have 160 MB of embeddings, which no picture should copy.
+    """
+
+    text: Float[Tensor, "T P D"]
+    num_classes: int
     are_phrases: bool = False
 
     def subset(self, kept: np.ndarray) -> CatSegPrompts:
-        """The prompts where `kept` is true."""
-        return replace(self, text=self.text[torch.from_numpy(kept).to(self.text.device)])
+        """The prompts where `kept` is true, and background."""
+        rows = [*np.flatnonzero(kept).tolist(), *range(self.num_classes, len(self.text))]
+        return replace(self, text=self.text[rows], num_classes=int(kept.sum()))
 
 
 class CatSeg(nn.Module):
@@ -137,7 +142,8 @@ class CatSeg(nn.Module):
                 f"{classes} classes, background included, but the class attention has room for {room}; give a smaller "
                 f"vocabulary, or model.larger_vocabulary=best to score the {room} best of each picture only"
             )
-        return CatSegPrompts(encode_prompts(self.backbone, prompts), isinstance(words, Phrases))
+        text = self._classes(encode_prompts(self.backbone, prompts))
+        return CatSegPrompts(text, len(prompts), isinstance(words, Phrases))
 
     def _classes(self, text: Float[Tensor, "K P D"]) -> Float[Tensor, "T P D"]:
         """The texts and, last, background: one vector in place of every prompt."""
@@ -147,10 +153,10 @@ class CatSeg(nn.Module):
         return torch.cat([text, background.to(text.dtype)])
 
     # ---- pictures ----------------------------------------------------------------------------------------------------
-    def logits(self, images: Float[Tensor, "B 3 H W"], text: Float[Tensor, "K P D"]) -> Float[Tensor, "B T h w"]:
-        """Logits of the classes, background last where there is one; images are 0..1, of any size."""
+    def logits(self, images: Float[Tensor, "B 3 H W"], classes: Float[Tensor, "T P D"]) -> Float[Tensor, "B T h w"]:
+        """Logits of the classes, background among them; images are 0..1, of any size."""
         features, guidance = self.features(images)
-        classes, room = self._classes(text), self.aggregator.shape.padding
+        room = self.aggregator.shape.padding
         if room is None or len(classes) <= room:
             return self.aggregator(features.cells, classes, guidance)
         found = []
@@ -200,7 +206,7 @@ class CatSeg(nn.Module):
         scores = self._scores(_unit(images), prompts.text, regions)
         if prompts.are_phrases:
             threshold = 0.5 if self.inference.probabilities else 0.0
-            return [PhraseScores(x[: len(prompts.text)], size, None, threshold) for x, size in zip(scores, sizes)]
+            return [PhraseScores(x[: prompts.num_classes], size, None, threshold) for x, size in zip(scores, sizes)]
         absent = 0.0 if self.inference.probabilities else ABSENT
         return [DenseScores(self._with_background(x[None], absent)[0], None, size) for x, size in zip(scores, sizes)]
 
