@@ -60,7 +60,7 @@ def test_seams_and_logits(made):
     words = vocabulary_of(meta["test_classes"])
     rows = as_theirs(words)
     prompts = model.encode_text(words)
-    texts = model.texts(prompts)
+    texts = prompts.texts
     close(texts.shared[rows], found["text_part_obj_features_test"])
     close(texts.pairs, found["text_specific_part_features_test"])
 
@@ -81,7 +81,7 @@ def test_both_aggregations_layer_by_layer(made):
     features, guidance = model.features(found["image_u8_chw_rgb"][None] / 255)
     words = vocabulary_of(meta["test_classes"])
     some = [as_theirs(words)[0], -1]
-    texts, aggregator = model.texts(model.encode_text(words)), model.aggregator
+    texts, aggregator = model.encode_text(words).texts, model.aggregator
     projected = aggregator.project(guidance)
     volume = aggregator.embed(
         lambda c: torch.einsum("bchw,tpc->btphw", F.normalize(features.cells, dim=1), texts.shared[c]),

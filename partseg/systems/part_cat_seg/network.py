@@ -51,20 +51,26 @@ class PartCatSegOutputs(Outputs):
 
 @dataclass(frozen=True)
 class PartCatSegPrompts:
-    """Normalised embeddings of every prompt of parts, objects and object-parts; the network adds background itself."""
+    """Normalised embeddings of every prompt of parts, objects and object-parts, background last in both lists."""
 
-    part: Float[Tensor, "P prompts D"]
-    object: Float[Tensor, "O prompts D"]
-    object_part: Float[Tensor, "K prompts D"]
+    texts: PartTexts
     vocabulary: Vocabulary
 
     def subset(self, kept: np.ndarray) -> PartCatSegPrompts:
         """Prompts of the object-parts where `kept` is true, and of their parts and objects."""
-        words = self.vocabulary.subset(kept)
-        parts = [self.vocabulary.parts.index(name) for name in words.parts]
-        objects = [self.vocabulary.objects.index(name) for name in words.objects]
-        pairs = np.flatnonzero(kept).tolist()
-        return PartCatSegPrompts(self.part[parts], self.object[objects], self.object_part[pairs], words)
+        before, words = self.vocabulary, self.vocabulary.subset(kept)
+        rows = [before.parts.index(name) for name in words.parts]
+        rows += [before.num_parts + before.objects.index(name) for name in words.objects]
+        pairs = [*np.flatnonzero(kept).tolist(), len(before)]
+        shared = self.texts.shared[[*rows, before.num_parts + before.num_objects]]
+        return PartCatSegPrompts(part_texts(shared, self.texts.pairs[pairs], words), words)
+
+
+def part_texts(shared: Tensor, pairs: Tensor, words: Vocabulary) -> PartTexts:
+    """Embeddings with the places of each pair's part and object among parts, objects and background."""
+    last = words.num_parts + words.num_objects
+    rows = np.append(words.part_of, last), np.append(words.num_parts + words.object_of, last)
+    return PartTexts(shared, pairs, *(torch.from_numpy(each).to(shared.device) for each in rows))
 
 
 class PartCatSeg(CatSeg):
@@ -88,18 +94,8 @@ class PartCatSeg(CatSeg):
             encode_prompts(self.backbone, self.templates.prompts(words, level))
             for level in ("part", "object", "object_part")
         )
-        return PartCatSegPrompts(part, obj, object_part, words)
-
-    def texts(self, prompts: PartCatSegPrompts) -> PartTexts:
-        """What is aggregated: parts, objects, background; then object-parts, background."""
-        words, device = prompts.vocabulary, prompts.part.device
-        rows = [
-            np.append(words.part_of, words.num_parts + words.num_objects),
-            np.append(words.num_parts + words.object_of, words.num_parts + words.num_objects),
-        ]
-        part_row, object_row = (torch.from_numpy(each).to(device) for each in rows)
-        shared = self._classes(torch.cat([prompts.part, prompts.object]))
-        return PartTexts(shared, self._classes(prompts.object_part), part_row, object_row)
+        shared, pairs = self._classes(torch.cat([part, obj])), self._classes(object_part)
+        return PartCatSegPrompts(part_texts(shared, pairs, words), words)
 
     def forward(self, batch: Batch, *, reads: frozenset[str] = frozenset()) -> PartCatSegOutputs:
         """Logits at the pictures' size, and of the rest what `reads` names."""
@@ -107,7 +103,7 @@ class PartCatSeg(CatSeg):
         assert isinstance(prompts, PartCatSegPrompts)
         wanted = bool(reads & {"object", "part"})
         found = self.volumes(batch.images / 255, prompts, shared_logits=wanted, costs="composition" in reads)
-        size, num_parts = (batch.images.shape[2], batch.images.shape[3]), len(prompts.part)
+        size, num_parts = (batch.images.shape[2], batch.images.shape[3]), batch.vocabulary.num_parts
         shared = None if found.shared is None else resized(found.shared, size)
         composition = None
         if found.shared_cost is not None and found.pair_cost is not None:
@@ -129,20 +125,20 @@ class PartCatSeg(CatSeg):
     ) -> PartVolumes:
         """What the aggregator makes of images 0..1."""
         features, guidance = self.features(images)
-        texts = self.texts(prompts)
-        return self.aggregator.volumes(features.cells, texts, guidance, shared_logits=shared_logits, costs=costs)
+        return self.aggregator.volumes(
+            features.cells, prompts.texts, guidance, shared_logits=shared_logits, costs=costs
+        )
 
     def logits(
-        self, images: Float[Tensor, "B 3 H W"], text: PartCatSegPrompts | Float[Tensor, "K prompts D"]
+        self, images: Float[Tensor, "B 3 H W"], classes: PartCatSegPrompts | Float[Tensor, "T prompts D"]
     ) -> Float[Tensor, "B C h w"]:
         """Object-parts and background, then objects and background where the gate reads them; or phrases."""
-        if isinstance(text, Tensor):
-            return super().logits(images, text)
-        gate = self.object_gate
-        found = self.volumes(images, text, shared_logits=gate)
+        if isinstance(classes, Tensor):
+            return super().logits(images, classes)
+        found = self.volumes(images, classes, shared_logits=self.object_gate)
         if found.shared is None:
             return found.pairs
-        return torch.cat([found.pairs, found.shared[:, len(text.part) :]], dim=1)
+        return torch.cat([found.pairs, found.shared[:, classes.vocabulary.num_parts :]], dim=1)
 
     @property
     def object_gate(self) -> bool:
@@ -161,8 +157,8 @@ class PartCatSeg(CatSeg):
         """Scores of object-parts and objects with background each, or a logit map per phrase."""
         if isinstance(prompts, CatSegPrompts):
             return super().predict(images, prompts, sizes=sizes, regions=regions)
-        found = []
+        found: list[Prediction] = []
+        classes = len(prompts.vocabulary) + 1
         for scores, size in zip(self._scores(images / 255, prompts, regions), sizes):  # type: ignore[arg-type]
-            pairs, objects = scores.split([len(prompts.object_part) + 1, len(scores) - len(prompts.object_part) - 1])
-            found.append(DenseScores(pairs, objects if self.object_gate else None, size))
-        return list(found)
+            found.append(DenseScores(scores[:classes], scores[classes:] if self.object_gate else None, size))
+        return found
