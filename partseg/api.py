@@ -48,12 +48,14 @@ def load(
     device: str | torch.device | None = None,
     *,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    object_first: bool = False,
     plugins: Sequence[str] = (),
 ) -> Segmenter:
     """A segmenter from one of our checkpoints: a .pt file or a run directory (its latest checkpoint).
 
-    `device` defaults to the first GPU, or the CPU where there is none. A checkpoint builds partseg's own networks only;
-    `plugins` names the modules of other ones, and files they read.
+    `device` defaults to the first GPU, or the CPU where there is none. `object_first` finds the objects and looks for
+    the parts of each on a cut-out of the photo (`Predictor` has more options). A checkpoint builds partseg's own
+    networks only; `plugins` names the modules of other ones, and files they read.
     """
     model, vocabulary, _ = checkpoints.load_model(checkpoint, plugins=plugins)
     if device is None:
@@ -62,7 +64,7 @@ def load(
         model.to(device)
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device that is not there, or full
         raise ValueError(f"device={device} cannot be used: {str(error).splitlines()[0]}") from error
-    return Segmenter(model, vocabulary=vocabulary, predictor=Predictor(precision=precision))
+    return Segmenter(model, vocabulary=vocabulary, predictor=Predictor(precision=precision, object_first=object_first))
 
 
 class Segmenter:
@@ -174,6 +176,8 @@ class Segmenter:
             raise ValueError("phrases are masks of their own: leave out protocol, attention and scores")
         if attention and not isinstance(self.model, Explains):
             raise ValueError(f"{type(self.model).__name__} does not show where it looked; leave out attention")
+        if self.predictor.object_first and (attention or return_scores):
+            raise ValueError("object_first looks at one object at a time: leave out attention and scores")
         if self.input.needs_object and protocol != "oracle_obj":
             name = type(self.model).__name__
             raise ValueError(f"{name} cuts a given object into parts: give protocol='oracle_obj' and the object's mask")
@@ -217,13 +221,14 @@ class Segmenter:
             name=photo.name,
             file_name=source,
             region=None if geometry.region == (0, 0, *geometry.size) else geometry.region,
+            photo=to_tensor(photo.image) if self.predictor.object_first else None,
         )
         return _Input(photo, sample, geometry, source)
 
     def _run(self, batch: Sequence[_Input], asked: _Asked) -> Iterator[PhotoPrediction]:
         prepared = self._prepare(asked.words)
-        told: Objects = "truth" if self.input.needs_object else "none"
-        found = predict_batch(prepared, collate_eval([item.sample for item in batch]), told=told)
+        told: Objects = "truth" if asked.protocol == "oracle_obj" else "none"
+        found = predict_batch(prepared, collate_eval([item.sample for item in batch]), told=(told,))
         for item, prediction in zip(batch, found, strict=True):
             yield self._photo_prediction(item, prediction, asked)
 

@@ -1,4 +1,4 @@
-"""What a system predicts for one photo: dense scores, instances, or a mask per phrase."""
+"""What is predicted for one photo: dense scores, of the photo or object by object, instances, or a mask per phrase."""
 
 from __future__ import annotations
 
@@ -38,6 +38,44 @@ class DenseScores:
         rows, columns = slice(top, top + height), slice(left, left + width)
         objects = None if self.object is None else self.object[:, rows, columns]
         return DenseScores(self.object_part[:, rows, columns], objects, self.size)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Scores of one object's own parts, ascending, and background on a cut-out of the photo.
+
+    `box` (left, top, right, bottom) is in pixels of the size that the prediction is read at; the scores' size is its.
+    """
+
+    box: tuple[int, int, int, int]
+    scores: DenseScores
+
+
+@dataclass(frozen=True)
+class Look:
+    """An object map, and the crop of every object that is in it by object id."""
+
+    objects: Int[Tensor, "h w"]
+    crops: Mapping[int, Crop]
+
+
+@dataclass(frozen=True)
+class ObjectFirstScores:
+    """Parts of one photo looked for in one object at a time: a look for each object map that a protocol may ask about.
+
+    `found` is the look at the objects that the system found itself; None where nobody asks for them.
+    """
+
+    found: Look | None
+    told: tuple[Look, ...]
+    size: Size
+
+    def look(self, objects: Int[Tensor, "h w"]) -> Look:
+        """The look at an object map; ValueError for one that the predictor was not shown."""
+        for each in (self.found, *self.told):
+            if each is not None and torch.equal(each.objects, objects):
+                return each
+        raise ValueError("predictor.object_first cut out other objects than this protocol asks about")
 
 
 @dataclass(frozen=True)
@@ -135,8 +173,8 @@ class Segments:
         return self.select(self.level == INSTANCE_LEVELS.index(level))
 
 
-Prediction = DenseScores | PhraseScores | Segments
-"""What `System.predict` gives for each photo."""
+Prediction = DenseScores | ObjectFirstScores | PhraseScores | Segments
+"""What `System.predict` gives for each photo; `ObjectFirstScores` are what the predictor makes of dense scores."""
 
 
 def boxes_of(masks: Bool[Tensor, "N h w"]) -> Float[np.ndarray, "N 4"]:

@@ -116,7 +116,7 @@ class Sample:
     `phrases` (text and mask; exactly one in training) are there where the mapper was asked for them. `given` is an
     object map that is told beside the labels, as `object` in ids: in training that of the one object which the sample
     is about, in evaluation that of some segmenter. `region` is the part of `image` that the photo fills (None: all of
-    it).
+    it). `photo` is the whole photo at its own size, where the mapper was asked to keep it.
     """
 
     image: UInt8[Tensor, "3 H W"]
@@ -131,6 +131,7 @@ class Sample:
     phrases: tuple[tuple[str, Bool[Tensor, "h w"]], ...] = ()
     given: Int[Tensor, "h w"] | None = None
     region: Region | None = None
+    photo: UInt8[Tensor, "3 rows columns"] | None = None
 
     @property
     def size(self) -> Size:

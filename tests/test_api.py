@@ -74,6 +74,35 @@ def test_labels_are_those_of_the_evaluation(segmenter, toy_run):
         assert np.array_equal(prediction.labels, expected["oracle_obj"][file])
 
 
+def test_object_first_labels_are_those_of_the_evaluation(toy_run):
+    """Both protocols, whatever the batch: a photo of one's own is cut out as the evaluation cuts it out."""
+    segmenter = partseg.load(toy_run, device="cpu", object_first=True)
+    root = toy_run.parent / "data" / "ToyPascalPart116"
+    mapper = EvalMapper(segmenter.model.input, photo=True)
+    dataset = catalog.get("toy_pascal_part_116", split="val", root=str(root), mapper=mapper)
+    expected: dict[str, dict[str, np.ndarray]] = {}
+    run(
+        segmenter.model,
+        build_eval_loader(dataset, batch_size=3, num_workers=0, rank=0, world_size=1),
+        vocabulary=dataset.vocabulary,
+        predictor=segmenter.predictor,
+        evaluators={"pred_all": PixelEvaluator(PredAll()), "oracle_obj": PixelEvaluator(OracleObj())},
+        on_labels=lambda sample, labels: expected.update({sample.file_name: {k: v.numpy() for k, v in labels.items()}}),
+    )
+    files = [record.file_name for record in dataset.records]
+    masks = [
+        {name: sample.object.numpy() == k for k, name in enumerate(dataset.vocabulary.objects)} for sample in dataset
+    ]
+    told = segmenter.predict(files, dataset.vocabulary, protocol="oracle_obj", object_mask=masks, batch_size=2)
+    for file, blind, given in zip(files, segmenter.predict(files, dataset.vocabulary, batch_size=2), told, strict=True):
+        assert np.array_equal(blind.labels, expected[file]["pred_all"])
+        assert np.array_equal(given.labels, expected[file]["oracle_obj"])
+    assert any(photo.segments for photo in told)
+    for option in ({"return_scores": True}, {"attention": True}):
+        with pytest.raises(ValueError, match="leave out attention and scores"):
+            segmenter.predict(files[0], **option)
+
+
 def test_every_kind_of_image_gives_the_same_labels(segmenter, photo, tmp_path):
     photo.save(tmp_path / "a.png")
     array = np.asarray(photo)

@@ -23,7 +23,7 @@ LEVELS = [
     {"api", "integrations", "reproduce"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
-EXTENDS = {"part_clipseg": {"clipseg"}}
+EXTENDS = {"part_clipseg": {"clipseg"}, "part_cat_seg": {"cat_seg"}}
 """A system is built on another where its paper is; otherwise two systems share blocks, not each other's code."""
 
 OPTIONAL = {"detectron2", "transformers", "wandb", "tensorboard", "gradio", "matplotlib"}

@@ -23,25 +23,29 @@ from partseg.weights.freeze import trainable_table
 
 @dataclass(frozen=True)
 class Options:
-    """`model` is a file of configs/model/, `vocabulary` a shipped name or a YAML file, `classes` made-up sizes."""
+    """`model` is a file of configs/model/, `vocabulary` a shipped name or a YAML file, `classes` made-up sizes.
+
+    `save_memory` follows the system's own advice for a GPU that is out of memory.
+    """
 
     model: str
     vocabulary: str = "pascal_part_116"
     classes: str = ""
     batch_size: int = 1
     image_size: int | None = None
-    decoder_checkpoint: bool = False
+    save_memory: bool = False
 
 
 def main(options: Options) -> int:
     """Print both tables."""
-    overrides = [f"model={options.model}", f"model.decoder_checkpoint={str(options.decoder_checkpoint).lower()}"]
-    node = compose("train", overrides).model
+    node = compose("train", [f"model={options.model}"]).model
     with torch.device("meta"):
         model = instantiate(node)
+    if options.save_memory:
+        node = compose("train", [f"model={options.model}", *getattr(model, "saves_memory", ())]).model
     print(trainable_table(model))
     unused = sum(p.numel() for name, p in model.named_parameters() if name in model.unused_parameters())
-    print(f"of these, {unused:,} reach no output: image blocks after the last feature, CLIP's projection and scale\n")
+    print(f"of these, {unused:,} reach no output\n")
 
     full = as_vocabulary(options.vocabulary)
     vocabularies = [full.seen_subset(), *([full] if not full.seen.all() else [])]

@@ -22,6 +22,7 @@ Arguments are key=value:
     batch_size  photos through the network at once (default 4)
     device      cpu, cuda, cuda:1, ... (default: a GPU where there is one)
     precision   fp32, bf16 or fp16 (default fp32)
+    object_first  true finds the objects and looks for the parts of each on a cut-out of the photo (default false)
     plugins     module of yours that the checkpoint's network is from; may be given several times
 
 Written: <name>.png (parts over the photo, with legend), <name>_labels.png (16-bit ids, 65535 is background),
@@ -79,6 +80,7 @@ class Options:
     batch_size: int = 4
     device: str | None = None
     precision: str = "fp32"
+    object_first: bool = False
     plugins: tuple[str, ...] = ()
 
 
@@ -97,6 +99,7 @@ def main(options: Options) -> int:
         options.ckpt,
         options.device,
         precision=options.precision,  # type: ignore[arg-type]
+        object_first=options.object_first,
         plugins=options.plugins,
     )
     words = segmenter.words(vocabulary, phrases)

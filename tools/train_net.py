@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from partseg.data.loader import build_eval_loader, build_train_loader
-from partseg.engine.build import build_model, evaluation_set, training_set
+from partseg.engine.build import build_model, evaluation_set, start_weights, training_set
 from partseg.engine.checkpoint import Checkpoints, init_from, restore
 from partseg.engine.ema import Ema
 from partseg.engine.hooks import Run
@@ -50,8 +50,9 @@ def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) 
     env.set_tf32(cfg.train.tf32)
 
     model = build_model(cfg).to(device)
-    if cfg.init_from and state is None:
-        init_from(model, cfg.init_from)
+    if state is None:
+        for source in start_weights(cfg):
+            init_from(model, source)
     if cfg.train.sync_batch_norm:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     train_set, val_set = training_set(cfg), evaluation_set(cfg, model.input)  # type: ignore[arg-type]

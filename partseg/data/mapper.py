@@ -48,7 +48,8 @@ class TrainMapper:
                     then a random window of `size`, or all of it for size=null
         jitter      into `size` times a random factor of `scale_jitter`, keeping the aspect; then a random window of
         `size`
-    A window larger than the picture is filled up with `fill`. `jitter` is the strength of colour changes.
+    A window larger than the picture is filled up with `fill`. `jitter` is the strength of colour changes, or "ssd" for
+    those of `colour.ssd_jitter`.
 
     Unseen objects become IGNORE_LABEL, or BACKGROUND_LABEL in object maps with `unseen_as_background` (as official).
     `label_rule` is that of `Geometry` (official: "corner"). `drop_without_parts` maps a picture on which no part label
@@ -72,7 +73,7 @@ class TrainMapper:
         crop_scale: tuple[float, float] | None = None,
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         fill: Sequence[int] = (0, 0, 0),
-        jitter: float = 0.0,
+        jitter: float | Literal["ssd"] = 0.0,
         label_rule: LabelRule = "centre",
         drop_without_parts: bool = False,
         instances: InstanceSource | None = None,
@@ -89,7 +90,7 @@ class TrainMapper:
         self.crop_scale = None if crop_scale is None else (float(crop_scale[0]), float(crop_scale[1]))
         self.crop_ratio = (float(crop_ratio[0]), float(crop_ratio[1]))
         self.fill = (int(fill[0]), int(fill[1]), int(fill[2]))
-        self.jitter = jitter
+        self.jitter: float | str = jitter
         self.label_rule = _one_of("label_rule", label_rule, get_args(LabelRule))
         self.drop_without_parts = drop_without_parts
         self.instances = instances if instances is None else _one_of("instances", instances, get_args(InstanceSource))
@@ -112,8 +113,8 @@ class TrainMapper:
             raise ValueError(f"crop_scale={self.crop_scale} must be two numbers with 0 < low <= high <= 1")
         if not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
             raise ValueError(f"scale_jitter={self.scale_jitter} must be two numbers with 0 < low <= high")
-        if not 0 <= self.jitter < 1:
-            raise ValueError(f"jitter={self.jitter} is not in 0..1")
+        if self.jitter != "ssd" and not (isinstance(self.jitter, int | float) and 0 <= self.jitter < 1):
+            raise ValueError(f"jitter={self.jitter} is not in 0..1, nor 'ssd'")
 
     def __call__(
         self, record: Record, *, label_vocabulary: Vocabulary, vocabulary: Vocabulary, rng: np.random.Generator
@@ -134,7 +135,9 @@ class TrainMapper:
         if geometry.flip:
             object_part = vocabulary.mirror_lut.take(object_part)
         shown = geometry.image(image)
-        if self.jitter:
+        if isinstance(self.jitter, str):
+            shown = colour.ssd_jitter(shown, rng=rng)
+        elif self.jitter:
             shown = colour.jitter(shown, strength=self.jitter, rng=rng)
         sample = Sample(
             image=to_tensor(shown, channel_order=self.channel_order),
@@ -184,7 +187,8 @@ class EvalMapper:
     Without an `input` the photo stays as it is, for those who only read labels.
 
     `objects` is a folder with `<image id>.png` of some object segmenter, in the data set's object ids (8 or 16 bits,
-    all ones: none), which become `given`. `instances` adds instances to score against, `phrases` referring expressions.
+    all ones: none), which become `given`. `instances` adds instances to score against, `phrases` referring expressions,
+    `photo` the photo at its own size.
     """
 
     def __init__(
@@ -195,6 +199,7 @@ class EvalMapper:
         objects: str | Path | None = None,
         instances: InstanceSource | None = None,
         phrases: bool = False,
+        photo: bool = False,
     ) -> None:
         self.input = input
         self.channel_order = _one_of("channel_order", channel_order, get_args(ChannelOrder))
@@ -203,6 +208,7 @@ class EvalMapper:
             raise FileNotFoundError(f"eval.objects: no folder {self.objects}; it must hold one object PNG per image")
         self.instances = instances if instances is None else _one_of("instances", instances, get_args(InstanceSource))
         self.phrases = phrases
+        self.photo = photo
         self._readers: dict[tuple[str, str], LabelReader] = {}
 
     def __call__(
@@ -238,6 +244,7 @@ class EvalMapper:
             phrases=_all_phrases(record, image, whole) if self.phrases else (),
             given=given,
             region=None if geometry.region == (0, 0, *geometry.size) else geometry.region,
+            photo=to_tensor(image, channel_order=self.channel_order) if self.photo else None,
         )
 
 

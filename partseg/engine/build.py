@@ -22,10 +22,22 @@ def build_model(config: DictConfig) -> nn.Module:
     return model
 
 
+def start_weights(config: DictConfig) -> tuple[str, ...]:
+    """The files and hub names of `init_from`, in order."""
+    source = config.init_from
+    return (source,) if isinstance(source, str) else tuple(source or ())
+
+
 def evaluation_set(config: DictConfig, input: InputSpec | None) -> PartSegDataset:
     """The split that `eval` names, as a system with this input sees it; None for those who read labels only."""
     settings = config.eval
-    mapper = EvalMapper(input, objects=settings.objects, instances=settings.instances, phrases=settings.phrases)
+    mapper = EvalMapper(
+        input,
+        objects=settings.objects,
+        instances=settings.instances,
+        phrases=settings.phrases,
+        photo=input is not None and config.predictor.object_first,
+    )
     return first(settings.limit_images, instantiate(config.eval_dataset, split=settings.split, mapper=mapper))
 
 

@@ -119,6 +119,8 @@ def _claim(folder: Path, what: Mapping[str, Any], shards: range) -> list[int]:
 def _predict(
     model: nn.Module, dataset: PartSegDataset, options: ExportOptions, predictor: Predictor
 ) -> list[PhotoPrediction]:
+    if predictor.object_first and options.min_score > 0:
+        raise ValueError("predictor.object_first gives segments no score: leave export.min_score=0")
     prepared = predictor.prepare(model, dataset.vocabulary)
     loader = build_eval_loader(dataset, batch_size=options.batch_size, num_workers=options.num_workers)
     device = next(model.parameters()).device
@@ -127,7 +129,7 @@ def _predict(
         told: Objects = "none"
         if options.protocol == "oracle_obj":
             told = "truth" if batch.samples[0].given is None else "given"
-        for sample, prediction in zip(batch.samples, predict_batch(prepared, batch, told=told), strict=True):
+        for sample, prediction in zip(batch.samples, predict_batch(prepared, batch, told=(told,)), strict=True):
             answer = Answer(prediction, dataset.vocabulary, class_chunk=predictor.class_chunk)
             found = photo_prediction(
                 answer, on_device(sample, device), dataset.vocabulary, options.protocol, keep_scores=True

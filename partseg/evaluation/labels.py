@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from partseg.evaluation import upsample
-from partseg.prediction import DenseScores, Prediction, Segments
+from partseg.prediction import DenseScores, ObjectFirstScores, Prediction, Segments
 from partseg.vocabulary.names import Vocabulary
 
 PartTable = tuple[tuple[int, ...], ...]
@@ -57,6 +57,8 @@ def reader_of(prediction: Prediction, vocabulary: Vocabulary, *, class_chunk: in
     """The reader of a prediction; TypeError for one that gives no labels of a vocabulary (a mask per phrase)."""
     if isinstance(prediction, DenseScores):
         return ScoreReader(prediction.cropped(), class_chunk=class_chunk)
+    if isinstance(prediction, ObjectFirstScores):
+        return ObjectFirstReader(prediction, vocabulary, class_chunk=class_chunk)
     if isinstance(prediction, Segments):
         return SegmentReader(prediction, vocabulary)
     raise TypeError(f"a {type(prediction).__name__} holds no labels of a vocabulary; use evaluator=referring")
@@ -113,6 +115,49 @@ def _check_finite(channels: Sequence[bool]) -> None:
         raise ValueError(
             "the network's scores are not finite (NaN or infinite): the weights or the precision are broken"
         )
+
+
+class ObjectFirstReader:
+    """Labels of parts that were looked for object by object; each is read on its object's crop and pasted back."""
+
+    has_objects = True
+
+    def __init__(self, scores: ObjectFirstScores, vocabulary: Vocabulary, *, class_chunk: int | None = None) -> None:
+        self.scores = scores
+        self.own = own_parts(vocabulary)
+        self.class_chunk = class_chunk
+
+    @property
+    def objects(self) -> Int[Tensor, "h w"]:
+        """The objects that the system found."""
+        if self.scores.found is None:
+            raise ValueError("predictor.object_first was told the objects and looked for none itself")
+        return self.scores.found.objects
+
+    @property
+    def object_parts(self) -> Int[Tensor, "h w"]:
+        """The best part of the objects found, K elsewhere."""
+        return self.choose(Choice(self.objects, self.own))
+
+    def choose(self, choice: Choice) -> Int[Tensor, "h w"]:
+        """The best part of each pixel's object on that object's crop; ValueError for parts that it does not own."""
+        labels = torch.full_like(choice.objects, sum(map(len, self.own)), dtype=torch.int32)
+        look = self.scores.look(choice.objects)
+        for object_id, crop in look.crops.items():
+            foreign = set(choice.parts[object_id]) - set(self.own[object_id])
+            if foreign:
+                raise ValueError(
+                    "predictor.object_first looks for an object's own parts only; leave out oracle_obj_substring"
+                )
+            left, top, right, bottom = crop.box
+            reader = ScoreReader(crop.scores.cropped(), class_chunk=self.class_chunk)
+            channels = tuple(self.own[object_id].index(part) for part in choice.parts[object_id])
+            here = choice.objects[top:bottom, left:right]
+            best = reader.choose(Choice(torch.zeros_like(here), (channels,)))
+            ids = torch.tensor(self.own[object_id], dtype=torch.int32, device=labels.device)[best.long()]
+            cut = labels[top:bottom, left:right]
+            labels[top:bottom, left:right] = torch.where(here == object_id, ids, cut)
+        return labels
 
 
 class SegmentReader:

@@ -26,7 +26,9 @@ class Predictor:
     """How the network is run in evaluation.
 
     `prompts="present"` runs only the prompts of the objects that are given, the union over a batch; for protocols that
-    are given the objects it yields the same labels, the runner refuses others.
+    are given the objects it yields the same labels, the runner refuses others. `object_first` looks for the parts of
+    one object at a time, on a cut-out of the photo (object_first.py); `crop_margin` is what a cut-out has more on each
+    side, as a share of the object's box, and `mask_crops` blackens what is not the object.
     """
 
     def __init__(
@@ -35,6 +37,9 @@ class Predictor:
         prompts: Literal["all", "present"] = "all",
         precision: Literal["fp32", "bf16", "fp16"] = "fp32",
         class_chunk: int | None = None,
+        object_first: bool = False,
+        crop_margin: float = 0.0,
+        mask_crops: bool = False,
     ) -> None:
         if prompts not in ("all", "present"):
             raise ValueError(f"predictor.prompts={prompts!r} is not 'all' or 'present'")
@@ -42,13 +47,24 @@ class Predictor:
             raise ValueError(f"predictor.precision={precision!r} is not one of {sorted(PRECISIONS)}")
         if class_chunk is not None and class_chunk < 1:
             raise ValueError(f"predictor.class_chunk={class_chunk} must be at least 1, or null to choose by memory")
+        if object_first and prompts == "present":
+            raise ValueError("predictor.object_first prompts the parts of each object by itself: leave prompts=all")
+        if not 0 <= crop_margin <= 10:
+            raise ValueError(f"predictor.crop_margin={crop_margin} is a share of the object's box, from 0 to 10")
         self.prompts = prompts
         self.precision = precision
         self.class_chunk = class_chunk
+        self.object_first = object_first
+        self.crop_margin = crop_margin
+        self.mask_crops = mask_crops
 
     @torch.inference_mode()
     def prepare(self, model: nn.Module, words: Words) -> PreparedPredictor:
         """The predictor for one system and its words; the text is encoded here and only here."""
+        if self.object_first and not isinstance(words, Vocabulary):
+            raise ValueError("predictor.object_first needs objects and parts, not phrases: give a vocabulary")
+        if self.object_first and model.input.needs_object:  # type: ignore[union-attr]
+            raise ValueError(f"{type(model).__name__} is told its object anyway: leave predictor.object_first=false")
         with self.autocast(device_of(model)):
             encoded: Prompts = model.encode_text(words)  # type: ignore[operator]
         return PreparedPredictor(self, model, words, encoded)
@@ -92,6 +108,22 @@ class PreparedPredictor:
                 images, prompts, sizes=sizes, regions=regions, given=given if needs_object else None
             )
         return found if present is None else [_spread(prediction, present) for prediction in found]
+
+    @torch.inference_mode()
+    def of_object(
+        self,
+        object_id: int,
+        images: UInt8[Tensor, "B 3 H W"],
+        sizes: Sequence[Size],
+        *,
+        regions: Sequence[Region] | None = None,
+    ) -> list[Prediction]:
+        """Prediction of each image in which only the parts of one object are looked for."""
+        assert isinstance(self.words, Vocabulary)
+        device = device_of(self.model)
+        own = self.encoded.subset(self.words.object_of == object_id)
+        with self.predictor.autocast(device):
+            return self.model.predict(images.to(device), own, sizes=sizes, regions=regions)  # type: ignore[operator]
 
     def _present(self, given: Sequence[Int[Tensor, "h w"] | None] | None) -> np.ndarray | None:
         """bool [K]: object-parts to prompt; None for all."""

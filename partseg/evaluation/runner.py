@@ -8,7 +8,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from partseg.evaluation.evaluator import Answer, Evaluator, Objects, Result
+from partseg.evaluation.object_first import predict_objects_first
 from partseg.evaluation.predictor import Predictor, PreparedPredictor, device_of
 from partseg.geometry import Region
 from partseg.prediction import Prediction
@@ -24,6 +25,7 @@ from partseg.utils import distributed
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.phrases import Phrases
 
+NOTHING: tuple[Objects, ...] = ("none",)
 OnLabels = Callable[[Sample, dict[str, Tensor]], None]
 """Called after each image with the predicted label map (0..K-1, K background) of each evaluator that scores one."""
 
@@ -102,7 +104,7 @@ def _loop(
     vocabulary: Vocabulary,
     predictor: Predictor,
     evaluators: Mapping[str, Evaluator],
-    told: Objects,
+    told: Collection[Objects],
     on_labels: OnLabels | None,
 ) -> tuple[tuple[float, float, float], int]:
     """(network, post-processing, loading) seconds and the number of images."""
@@ -138,11 +140,16 @@ def _loop(
     return (network, postprocess, loading), num_images
 
 
-def predict_batch(prepared: PreparedPredictor, batch: EvalBatch, *, told: Objects = "none") -> list[Prediction]:
+def predict_batch(
+    prepared: PreparedPredictor, batch: EvalBatch, *, told: Collection[Objects] = NOTHING
+) -> list[Prediction]:
     """Predictions of a batch about the vocabulary, and what is told of the objects, for whoever is told them."""
+    if prepared.predictor.object_first:
+        return list(predict_objects_first(prepared, batch, told=told))
     given = None
-    if told != "none":
-        given = [sample.object if told == "truth" else sample.given for sample in batch.samples]
+    (kind,) = told
+    if kind != "none":
+        given = [sample.object if kind == "truth" else sample.given for sample in batch.samples]
     return prepared(
         batch.images,
         [sample.size for sample in batch.samples],
@@ -188,14 +195,19 @@ def _predict_phrases(model: nn.Module, predictor: Predictor, sample: Sample) -> 
     return prepared(sample.image[None], [sample.size], regions=[whole_or_region(sample)])[0]
 
 
-def told_objects(model: nn.Module, predictor: Predictor, evaluators: Mapping[str, Evaluator]) -> Objects:
-    """What of the objects the network is told; ValueError where an evaluator must not know, or knows another."""
+def told_objects(model: nn.Module, predictor: Predictor, evaluators: Mapping[str, Evaluator]) -> frozenset[Objects]:
+    """What of the objects the network is told: one of `Objects`, or with `predictor.object_first` one or more.
+
+    ValueError where an evaluator must not know, or knows another.
+    """
     if not evaluators:
         raise ValueError("there is nothing to evaluate: the config group `evaluator` is empty")
     needs_object = bool(model.input.needs_object)  # type: ignore[union-attr]
-    if predictor.prompts != "present" and not needs_object:
-        return "none"
     known = {name: evaluator.objects for name, evaluator in evaluators.items()}
+    if predictor.object_first:  # every protocol reads the cut-outs of the objects that it may know
+        return frozenset(known.values())
+    if predictor.prompts != "present" and not needs_object:
+        return frozenset({"none"})
     who = f"{type(model).__name__} is told" if needs_object else "predictor.prompts=present tells the network"
     blind = sorted(name for name, objects in known.items() if objects == "none")
     if blind:
@@ -206,7 +218,7 @@ def told_objects(model: nn.Module, predictor: Predictor, evaluators: Mapping[str
         )
     if len(set(known.values())) > 1:
         raise ValueError(f"{who} the objects; evaluators {known} disagree on whose: run them one after the other")
-    return next(iter(known.values()))
+    return frozenset(known.values())
 
 
 def _clock(device: torch.device | None = None) -> float:

@@ -46,17 +46,27 @@ def _cell(table: Table, row: Row, column: Column, options: Options, averagings: 
         _check(folder, content, table=table, row=row, column=column, options=options)
         entry = content["protocols"][column.protocol]
         averagings.add(entry["averaging"])
-        if column.key not in entry["metrics"]:
+        try:
+            value = _value(entry, column.key)
+        except KeyError:
             raise ValueError(
                 f"{folder / results.FILE_NAME} has no {column.key!r} under {column.protocol!r}; evaluate again"
-            )
-        value = entry["metrics"][column.key]
+            ) from None
         if value is None:
             undefined = True
         else:
             values.append(float(value))
     reason = "not defined on this data" if undefined else "not run"
     return summarise(values, published=published, reason=reason, synthetic=options.smoke)
+
+
+def _value(entry: Mapping[str, Any], key: str) -> float | None:
+    if key in entry["metrics"] or not key.startswith("averages."):
+        return entry["metrics"][key]
+    value: Any = entry
+    for step in key.split("."):
+        value = value[step]
+    return value
 
 
 def summarise(values: Sequence[float], *, published: float | None, reason: str = "not run", synthetic: bool) -> Cell:

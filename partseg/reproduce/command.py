@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from partseg.engine.build import start_weights
 from partseg.reproduce import render, stages
 from partseg.reproduce.collect import collect
 from partseg.reproduce.plan import Job, Options, jobs, toy_root
@@ -78,9 +79,9 @@ def check_data(table: Table, options: Options) -> None:
                 f"row {row.system!r} needs {row.dataset} under {root}, and {root.parent} is empty or absent: prepare "
                 "it (datasets/README.md), give --override data_root=<folder>, or try the pipeline with --smoke"
             )
-        source = config.init_from
-        if source and str(source).endswith((".pt", ".pth", ".bin", ".safetensors")) and not Path(source).is_file():
-            raise FileNotFoundError(f"row {row.system!r}: init_from={source} is not there")
+        for source in start_weights(config):
+            if source.endswith((".pt", ".pth", ".bin", ".safetensors")) and not Path(source).is_file():
+                raise FileNotFoundError(f"row {row.system!r}: init_from={source} is not there")
 
 
 def run_jobs(todo: Sequence[Job], console: Console) -> None:

@@ -86,19 +86,22 @@ class Job:
 
 def jobs(table: Table, options: Options, *, iterations_of: dict[str, int]) -> Iterator[Job]:
     """All jobs of a table, trainings before their evaluations; `iterations_of` maps an experiment to its length."""
-    done: set[str] = set()
+    trained: set[str] = set()
+    done: set[tuple[str, str]] = set()
     for row in table.rows:
-        if row.experiment is None or row.run_name in done:
+        if row.experiment is None or (row.run_name, row.evaluation_name) in done:
             continue
-        done.add(row.run_name)
+        done.add((row.run_name, row.evaluation_name))
         if table.measure:
             yield _measure(row, options)
             continue
         for seed in options.seeds:
             training = _train(row, seed, options, iterations=iterations_of[row.experiment])
-            yield training
+            if row.run_name not in trained:
+                yield training
             for protocol in PROTOCOLS:
                 yield _evaluate(table, row, seed=seed, protocol=protocol, options=options, training=training)
+        trained.add(row.run_name)
 
 
 def run_directory(row: Row, seed: int, options: Options) -> Path:
@@ -110,7 +113,7 @@ def result_directory(table: Table, row: Row, *, seed: int, protocol: str, option
     """Where the result of a row's best checkpoint under `protocol` lives."""
     dataset = SMOKE_DATASET if options.smoke else table_dataset(table, row)
     folder = f"cross_{dataset}" if table.cross_dataset else dataset
-    return run_directory(row, seed, options) / "results" / folder / f"best_{protocol}"
+    return run_directory(row, seed, options) / "results" / f"{folder}{row.evaluation_name}" / f"best_{protocol}"
 
 
 def measure_directory(row: Row, options: Options) -> Path:
@@ -163,7 +166,13 @@ def _train(row: Row, seed: int, options: Options, *, iterations: int) -> Job:
 def _evaluate(table: Table, row: Row, *, seed: int, protocol: str, options: Options, training: Job) -> Job:
     directory = result_directory(table, row, seed=seed, protocol=protocol, options=options)
     checkpoint = training.directory / "checkpoints" / f"best_{protocol}.pt"
-    arguments = [*settings(row, options), "evaluator=tables", f"ckpt={checkpoint}", f"output={directory}"]
+    arguments = [
+        *settings(row, options),
+        *row.evaluation,
+        "evaluator=tables",
+        f"ckpt={checkpoint}",
+        f"output={directory}",
+    ]
     if table.cross_dataset and not options.smoke:
         arguments += [f"dataset={table_dataset(table, row)}", "cross_dataset=true"]
     words = command("eval_net", options, [quote(a) for a in arguments])

@@ -19,7 +19,10 @@ PUBLISHED_FILE = "published.yaml"
 
 @dataclass(frozen=True)
 class Column:
-    """One printed number: `key` in a result's metrics under `protocol`; `published` is a path or None."""
+    """One printed number: `key` in a result's metrics under `protocol`; `published` is a path or None.
+
+    A key with dots is a path in the protocol's whole entry: `averages.iou.nonzero.seen`, another averaging rule.
+    """
 
     group: str
     name: str
@@ -30,7 +33,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One system or ablation. `missing` says why there is no run to start (a system that is not built)."""
+    """One system or ablation. `missing` says why there is no run to start (a system that is not built).
+
+    `evaluation` are overrides of the evaluation alone: rows that differ in nothing else share their trainings.
+    """
 
     system: str
     path: str
@@ -38,6 +44,7 @@ class Row:
     experiment: str | None = None
     overrides: tuple[str, ...] = ()
     missing: str | None = None
+    evaluation: tuple[str, ...] = ()
 
     @property
     def run_name(self) -> str:
@@ -45,6 +52,11 @@ class Row:
         if self.experiment is None:
             raise ValueError(f"row {self.system!r} has no experiment to run: {self.missing}")
         return "__".join([self.experiment, *(_slug(override) for override in sorted(self.overrides))])
+
+    @property
+    def evaluation_name(self) -> str:
+        """What its results' folder has behind the data set's name; nothing for a plain evaluation."""
+        return "".join(f"__{_slug(override)}" for override in sorted(self.evaluation))
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,7 @@ def _columns(path: Path, group: Mapping[str, Any]) -> list[Column]:
 
 
 def _row(path: Path, entry: Mapping[str, Any], dataset: str) -> Row:
-    _check_keys(path, "row", entry, {"system"}, {"experiment", "overrides", "missing", "row", "dataset"})
+    _check_keys(path, "row", entry, {"system"}, {"experiment", "overrides", "evaluation", "missing", "row", "dataset"})
     if ("experiment" in entry) == ("missing" in entry):
         raise ValueError(f"{path}: row {entry['system']!r} needs either `experiment` or `missing`, not both or neither")
     return Row(
@@ -112,6 +124,7 @@ def _row(path: Path, entry: Mapping[str, Any], dataset: str) -> Row:
         experiment=entry.get("experiment"),
         overrides=tuple(entry.get("overrides", ())),
         missing=entry.get("missing"),
+        evaluation=tuple(entry.get("evaluation", ())),
     )
 
 

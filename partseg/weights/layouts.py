@@ -51,9 +51,10 @@ class WeightLayout:
     """One family of files. `marks` are tensors that only such files have: a name, or the beginning of one with a dot.
 
     `prefixes` stand before all names in some of these files and are removed. `unused` is a pattern of tensors that take
-    part in no output. `quick_gelu` is the activation of CLIP towers in such files where nothing in or beside the file
-    tells it. `start` fills what the file lacks from what it has and returns the names (after loading); `complete` adds
-    what public files hold beside our tensors (before writing).
+    part in no output. `holds` are beginnings of our names of which such a file must have some. `quick_gelu` is the
+    activation of CLIP towers in such files where nothing in or beside the file tells it. `start` fills what the file
+    lacks from what it has and returns the names (after loading); `complete` adds what public files hold beside our
+    tensors (before writing).
     """
 
     name: str
@@ -61,6 +62,7 @@ class WeightLayout:
     link: Callable[[str], Link | None]
     prefixes: tuple[str, ...] = ()
     unused: str = r"[^\s\S]"
+    holds: tuple[str, ...] = ("backbone",)
     quick_gelu: bool | None = None
     start: Callable[[nn.Module, Collection[str]], tuple[str, ...]] = _nothing_started
     complete: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = _nothing_more

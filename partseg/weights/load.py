@@ -59,21 +59,24 @@ def load_weights(
     source: str,
     *,
     revision: str | None = None,
-    require: Sequence[str] = ("backbone",),
+    require: Sequence[str] | None = None,
     quick_gelu: bool | None = None,
 ) -> LoadReport:
     """Copy what `source` has into `model`: a file, `owner/repository` on the hub, or an open_clip tag.
 
-    `require` are beginnings of our names ("decoder", "pair.head") of which at least one tensor must be loaded.
+    `require` are beginnings of our names ("decoder", "pair.head") of which at least one tensor must be loaded; None:
+    what its layout holds.
     `quick_gelu` says what a file was trained with where it cannot be told; a mismatch with the model is refused.
     Nothing is changed if an error is raised (ValueError, FileNotFoundError).
     """
     clip_name = getattr(getattr(model, "backbone", None), "name", None)
     weights = read_weights(source, layouts=layouts_of(model), clip_name=clip_name, revision=revision)
-    _check_activation(model, weights, quick_gelu)
     own = {name: t for name, t in model.state_dict(keep_vars=True).items() if name != ACTIVATION}
     found = {link.ours: link for link in weights.layout.links(own) if set(link.theirs) <= set(weights.state)}
-    idle = [prefix for prefix in require if not any(name.startswith(prefix) for name in found)]
+    if any(name.startswith("backbone.") for name in found):
+        _check_activation(model, weights, quick_gelu)
+    wanted = weights.layout.holds if require is None else require
+    idle = [prefix for prefix in wanted if not any(name.startswith(prefix) for name in found)]
     if idle:
         raise ValueError(
             f"{weights.path} ({weights.layout.name}) has no tensor for {idle}, which were required; "

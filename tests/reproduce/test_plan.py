@@ -28,11 +28,13 @@ def make_checkpoint(directory: Path, iteration: int, *, evaluated: bool = True) 
 
 def test_each_run_is_trained_once_and_evaluated_per_protocol(root, tmp_path):
     todo = plan(load_table(root / "scripts/tables/table1.yaml"), options(tmp_path))
-    assert [j.kind for j in todo].count("train") == 4  # two systems that are built, two seeds
-    assert [j.kind for j in todo].count("evaluate") == 8
+    assert [j.kind for j in todo].count("train") == 6  # three systems that are built, two seeds
+    assert [j.kind for j in todo].count("evaluate") == 12
     assert len({j.directory for j in todo}) == len(todo)
     assert not any(j.finished for j in todo)
-    assert all(j.iterations == 20000 for j in todo if j.kind == "train")
+    lengths = {j.directory.parent.name: j.iterations for j in todo if j.kind == "train"}
+    published = {"clipseg": 20000, "cat_seg": 80000, "part_clipseg": 20000}
+    assert lengths == {f"{name}_pascal_part_116": length for name, length in published.items()}
 
 
 def test_only_what_is_missing_is_left(root, tmp_path):
@@ -77,6 +79,21 @@ def test_commands_compose_and_lead_to_their_folders(root, tmp_path, name, smoke)
         assert ("Toy" in config.dataset.root) == ("Toy" in config.eval_dataset.root) == smoke
 
 
+def test_rows_that_differ_in_their_evaluation_share_a_training(root, tmp_path):
+    """Object first is an evaluation: the network is trained once, its results lie beside the plain ones."""
+    table = load_table(root / "scripts/tables/successors_pascal_part_116.yaml")
+    todo = plan(table, Options(output=tmp_path, seeds=(1,)))
+    kinds = [j.kind for j in todo]
+    assert (kinds.count("train"), kinds.count("evaluate")) == (4, 16)
+    assert len({j.directory for j in todo}) == len(todo)
+    first = [j for j in todo if "predictor.object_first=true" in j.command]
+    assert len(first) == 8 and all("pascal_part_116__predictor.object_first=true" in str(j.directory) for j in first)
+    for job in first[:1]:
+        config = compose("eval", job.command[2:])
+        assert config.predictor.object_first and Path(config.output) == job.directory
+    assert not any("object_first" in word for j in todo if j.kind == "train" for word in j.command)
+
+
 def test_cross_dataset_rows_are_scored_on_the_other_data_set(root, tmp_path):
     table = load_table(root / "scripts/tables/table4.yaml")
     todo = list(jobs(table, options(tmp_path), iterations_of={row.experiment: 20000 for row in table.rows}))
@@ -113,4 +130,4 @@ def test_the_official_recipe_is_that_of_each_row(root, tmp_path):
         expected = compose("train", [experiment, f"recipe=official_{systems[-1]}"])
         for group in ("criterion", "augmentation", "model", "optimizer"):
             assert found[group] == expected[group]
-    assert systems == ["clipseg", "part_clipseg"]
+    assert systems == ["clipseg", "cat_seg", "part_clipseg"]

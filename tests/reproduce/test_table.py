@@ -53,6 +53,22 @@ def test_override_order_does_not_change_the_run():
     assert rows[0].run_name == rows[1].run_name == "e__b.c=1__d.e=2"
 
 
+def test_successors_have_published_numbers_under_both_rules(root):
+    """What is published under one averaging rule stands in the columns of that rule and in no other."""
+    for path in sorted((root / "scripts" / "tables").glob("successors_*.yaml")):
+        table = load_table(path)
+        assert [row.experiment for row in table.rows[::2]] == [row.experiment for row in table.rows[1::2]]
+        by_rule = {rule: [c for c in table.columns if ("nonzero" in c.key) == rule] for rule in (False, True)}
+        assert all(f".{'b' if rule else 'a'}." in c.published for rule, some in by_rule.items() for c in some)
+        found = {row.system: [table.published_value(row, c) for c in table.columns] for row in table.rows}
+        assert any(found["PartCLIPSeg"]) and any(found["PartCATSeg"]) and any(found["CAT-Seg + DINOv2, object first"])
+        assert not any(found["PartCATSeg, object first"]), "nobody has published it"
+    table = load_table(root / "scripts/tables/successors_pascal_part_116.yaml")
+    row = next(row for row in table.rows if row.system == "PartCATSeg")
+    above = [table.published_value(row, c) for c in table.columns if "nonzero" in c.key]
+    assert above == [52.62, 40.51, 45.77, 57.49, 44.9, 50.41]
+
+
 def test_bad_table_files_name_the_mistake(tmp_path):
     with pytest.raises(FileNotFoundError, match="no table file"):
         load_table(tmp_path / "table9.yaml")

@@ -31,6 +31,19 @@ def test_tables(describe, tmp_path):
     assert "image tower" in printed and "reach no output" in printed
 
 
+@pytest.mark.parametrize("model", ["clipseg_tiny", "cat_seg_tiny"])
+def test_a_systems_own_advice_saves_memory(model, describe, tmp_path):
+    (tmp_path / "few.yaml").write_text("dog: [head, leg]\ncar: [wheel]\n")
+    found = []
+    for save in ("false", "true"):
+        code, printed, errors = describe(
+            f"model={model}", f"vocabulary={tmp_path}/few.yaml", "classes=60", f"save_memory={save}"
+        )
+        assert code == 0, errors
+        found.append(next(float(line.split()[-2]) for line in printed.splitlines() if "made-up 60" in line))
+    assert found[1] < 0.6 * found[0]
+
+
 def test_mistakes_are_one_line(describe):
     for argument, words in (("model=part_clipsec", "part_clipseg"), ("vocabulary=coco", "pascal_part_116")):
         code, printed, errors = describe("model=part_clipseg_tiny", argument)

@@ -59,6 +59,7 @@ def random_sample(
         instances=instances_of_maps(object_part, objects, vocabulary) if instances else None,
         phrases=(phrase,) if phrases else (),
         given=torch.from_numpy(objects) if input.needs_object else None,
+        photo=torch.from_numpy(image),
     )
 
 

@@ -49,6 +49,8 @@ class ClipSegBase(nn.Module):
     background vector. `adapter_ratio=None` leaves the adapter out, which is CLIPSeg as published.
     """
 
+    saves_memory = ("model.decoder_checkpoint=true",)
+
     def __init__(
         self,
         backbone: ClipBackbone,

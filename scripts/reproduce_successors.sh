@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Trains and evaluates every run of scripts/tables/successors_*.yaml that has no finished result, then prints the tables:
+# PartCLIPSeg, CAT-Seg, CAT-Seg + DINOv2 and PartCATSeg, each with and without object first, under both averaging rules.
+# usage: bash scripts/reproduce_successors.sh [--dry-run] [--smoke] [--seeds 1,2,3] [--num-gpus N]   (--help lists all)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/env.sh "" # without the empty argument it would read ours
+exec python tools/reproduce_table.py scripts/tables/successors_*.yaml "$@"
