@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from partseg.data.loader import build_eval_loader, build_train_loader
-from partseg.engine.build import build_model, evaluation_set, training_set
+from partseg.engine.build import build_model, compile_passes, evaluation_set, training_set
 from partseg.engine.checkpoint import Checkpoints, init_from, restore
 from partseg.engine.ema import Ema
 from partseg.engine.hooks import Run
@@ -61,7 +61,7 @@ def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) 
     schedule = instantiate(cfg.schedule)
     ema = Ema(model, decay=cfg.train.ema_decay) if cfg.train.ema_decay else None
     if cfg.train.compile:
-        model.compile()
+        compile_passes(model)
     share = cfg.train.prompt_share
     sampling = None if share is None else PromptSampling(share=share, seed=cfg.seed)
     vocabulary = train_set.vocabulary

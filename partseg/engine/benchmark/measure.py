@@ -23,6 +23,7 @@ from partseg.engine.benchmark.inputs import random_batch, random_sample
 from partseg.engine.benchmark.memory import peak_above, saved_bytes
 from partseg.engine.benchmark.steps import EvaluateImage, TrainStep
 from partseg.engine.benchmark.timing import Clock, Phases, Stopwatch, Unit, interleave, medians
+from partseg.engine.build import compile_passes
 from partseg.engine.launch import device_of
 from partseg.engine.prompts import PromptSampling
 from partseg.engine.run import plain
@@ -102,7 +103,7 @@ def training_step(config: DictConfig, case: Case) -> TrainStep:
     device = device_of(config)
     model = instantiate(config.model).to(device)
     if config.train.compile:
-        model.compile()
+        compile_passes(model)
     vocabulary = vocabulary_of(config, case.num_classes, training=True)
     batch = random_batch(vocabulary, batch_size=case.batch_size, input=model.input)
     share = config.train.prompt_share
