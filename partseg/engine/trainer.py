@@ -134,14 +134,14 @@ class Trainer:
         with self.phase("data"):
             micro_batches = [next(batches) for _ in range(self.accumulation)]
         data_seconds = time.perf_counter() - start
-        with self.phase("transfer"):
-            micro_batches = [batch.to(self.device, non_blocking=True) for batch in micro_batches]
-        if self.prompt_sampling is not None:
+        if self.prompt_sampling is not None:  # of labels that are still on the host, where looking at them is free
             with self.phase("prompt sampling"):
                 micro_batches = self.prompt_sampling(micro_batches, iteration=self.iteration)
+        with self.phase("transfer"):
+            micro_batches = [batch.to(self.device, non_blocking=True) for batch in micro_batches]
         with self.phase("loss counts"):
             counts = self.reduce_counts(micro_batches)
-        stops = distributed.reduce_sum(torch.tensor(float(self.stop_request), device=self.device))
+        stops = distributed.reduce_sum(torch.full((), float(self.stop_request), device=self.device))
 
         losses, values = [], []
         for index, batch in enumerate(micro_batches):

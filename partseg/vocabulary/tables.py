@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from partseg.utils.devices import send
 from partseg.vocabulary.names import Vocabulary
 
 Table = Literal["object_of", "part_of", "object_lut", "part_lut"]
@@ -24,5 +25,5 @@ def on_device(vocabulary: Vocabulary, name: str, *, device: torch.device, make: 
     tensors: dict[tuple[str, torch.device], Tensor] = vars(vocabulary).setdefault("_tensors", {})
     if (name, device) not in tensors:
         with torch.inference_mode(False):  # a training step may come after an evaluation, and could not use its tensors
-            tensors[name, device] = torch.from_numpy(make()).to(device, non_blocking=True)
+            tensors[name, device] = send(torch.from_numpy(make()), device)
     return tensors[name, device]
