@@ -164,7 +164,7 @@ class Batch:
 
     @property
     def labels(self) -> tuple[Int[Tensor, "B H W"], Int[Tensor, "B H W"]]:
-        """`object_part` and `object` on the host: whoever looks which classes there are does not wait for the device."""
+        """`object_part` and `object` on the host: who looks which classes there are does not wait for the device."""
         return self.at_hand or (self.object_part, self.object)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:

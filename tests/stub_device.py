@@ -1,4 +1,4 @@
-"""A device that is not there: tensors on "meta" which keep their numbers in main memory, and a count of what a GPU waits for.
+"""A device that is not there: tensors on "meta" with their numbers in main memory, and a count of what a GPU waits for.
 
     with StubDevice() as device:
         work(model.to("meta"))
@@ -64,6 +64,11 @@ class StubDevice(TorchDispatchMode):
         # these two copy without an operator that a mode sees
         instead |= {name: self._from_python(getattr(torch, name)) for name in ("tensor", "as_tensor")}
         self._patches = [patch.object(torch, name, value) for name, value in instead.items()]
+        # views of subclasses cannot be made in inference mode
+        self._patches += [
+            patch.object(torch.inference_mode, "__enter__", _enter_no_grad),
+            patch.object(torch.inference_mode, "__exit__", lambda mode, *error: mode.instead.__exit__(*error)),
+        ]
         for each in self._patches:
             each.start()
         super().__enter__()
@@ -130,6 +135,11 @@ class StubDevice(TorchDispatchMode):
         strangers = [leaf for leaf in leaves if not isinstance(leaf, OnStub) and leaf.dim()]
         if strangers:
             raise RuntimeError(f"{func} mixes tensors of the host, {strangers[0].shape}, with those of the device")
+
+
+def _enter_no_grad(mode) -> None:
+    mode.instead = torch.no_grad() if mode.mode else nullcontext()
+    mode.instead.__enter__()
 
 
 def _numbers(value):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on `device` that the host does not wait for: through page-locked memory to a GPU, itself if it is there."""
+    """The tensor on `device`, without a wait of the host: it goes to a GPU through page-locked memory."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
