@@ -26,7 +26,7 @@ from partseg.engine.run import open_run, plain, run_directory, write_settings
 from partseg.engine.trainer import Trainer
 from partseg.engine.writers import open_writers
 from partseg.evaluation.runner import evaluate
-from partseg.utils import distributed, env
+from partseg.utils import devices, distributed, env
 from partseg.utils.cli import cli
 from partseg.utils.config import instantiate
 
@@ -47,7 +47,8 @@ def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) 
     """Everything that is built, from the config and the checkpoint to go on from, if any; True if complete."""
     device = device_of(cfg)
     env.seed_everything(cfg.seed)
-    env.set_tf32(cfg.train.tf32)
+    devices.set_tf32(cfg.train.tf32)
+    devices.set_kernels(deterministic=cfg.train.deterministic)
 
     model = build_model(cfg).to(device)
     if cfg.init_from and state is None:
@@ -103,6 +104,8 @@ def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) 
             prompt_sampling=sampling,
             hooks=[instantiate(hook, run=run) for hook in cfg.hooks.values() if hook is not None],
         )
+        if state and "scaler" in state:
+            trainer.scaler.load_state_dict(state["scaler"])
         return trainer.train(start)
 
 

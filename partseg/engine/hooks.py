@@ -277,6 +277,7 @@ def save_checkpoint(checkpoints: Checkpoints, trainer: Trainer) -> Path:
         iteration=trainer.iteration,
         vocabulary=trainer.vocabulary,
         ema=trainer.ema,
+        scaler=trainer.scaler,
     )
 
 

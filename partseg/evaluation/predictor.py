@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from partseg.geometry import Region, Size
 from partseg.prediction import DenseScores, Prediction
 from partseg.system import Prompts, Words
+from partseg.utils.devices import Precision, autocast, check_precision
 from partseg.vocabulary.names import Vocabulary
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Predictor:
@@ -33,13 +32,11 @@ class Predictor:
         self,
         *,
         prompts: Literal["all", "present"] = "all",
-        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        precision: Precision = "fp32",
         class_chunk: int | None = None,
     ) -> None:
         if prompts not in ("all", "present"):
             raise ValueError(f"predictor.prompts={prompts!r} is not 'all' or 'present'")
-        if precision not in PRECISIONS:
-            raise ValueError(f"predictor.precision={precision!r} is not one of {sorted(PRECISIONS)}")
         if class_chunk is not None and class_chunk < 1:
             raise ValueError(f"predictor.class_chunk={class_chunk} must be at least 1, or null to choose by memory")
         self.prompts = prompts
@@ -49,14 +46,10 @@ class Predictor:
     @torch.inference_mode()
     def prepare(self, model: nn.Module, words: Words) -> PreparedPredictor:
         """The predictor for one system and its words; the text is encoded here and only here."""
-        with self.autocast(device_of(model)):
+        check_precision(self.precision, device=device_of(model), key="predictor.precision")
+        with autocast(device_of(model), self.precision):
             encoded: Prompts = model.encode_text(words)  # type: ignore[operator]
         return PreparedPredictor(self, model, words, encoded)
-
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """Context of the chosen precision on `device`."""
-        dtype = PRECISIONS[self.precision]
-        return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ class PreparedPredictor:
         present = self._present(given)
         prompts = self.encoded if present is None else self.encoded.subset(present)
         needs_object = self.model.input.needs_object  # type: ignore[union-attr]
-        with self.predictor.autocast(device):
+        with autocast(device, self.predictor.precision):
             found = self.model.predict(  # type: ignore[operator]
                 images, prompts, sizes=sizes, regions=regions, given=given if needs_object else None
             )

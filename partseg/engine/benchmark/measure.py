@@ -27,7 +27,7 @@ from partseg.engine.build import compile_passes
 from partseg.engine.launch import device_of
 from partseg.engine.prompts import PromptSampling
 from partseg.engine.run import plain
-from partseg.utils import env
+from partseg.utils import devices, env
 from partseg.utils.config import instantiate
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.shipped import shipped
@@ -56,7 +56,8 @@ def measure(config: DictConfig) -> dict[str, Any]:
     device = device_of(config)
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
-    env.set_tf32(config.train.tf32)
+    devices.set_tf32(config.train.tf32)
+    devices.set_kernels(deterministic=config.train.deterministic)
     cases = [Case(b, k) for k in bench.classes for b in bench.batch_sizes]
     result: dict[str, Any] = {**model_size(config), "memory_gb": None, "memory_gb_reason": None, "measurements": {}}
     figures = result["measurements"]
@@ -215,7 +216,7 @@ def _child_step(config: Mapping[str, Any], case: Case) -> TrainStep:
     cfg = OmegaConf.create(dict(config))
     if cfg.bench.threads is not None:
         torch.set_num_threads(cfg.bench.threads)
-    env.set_tf32(cfg.train.tf32)
+    devices.set_tf32(cfg.train.tf32)
     return training_step(cfg, case)
 
 
