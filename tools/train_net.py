@@ -22,7 +22,7 @@ from partseg.engine.ema import Ema
 from partseg.engine.hooks import Run
 from partseg.engine.launch import device_of, exit_for_requeue, launch
 from partseg.engine.prompts import PromptSampling
-from partseg.engine.run import open_run, plain, run_directory, write_settings
+from partseg.engine.run import open_run, plain, run_directory, stage, write_settings
 from partseg.engine.trainer import Trainer
 from partseg.engine.writers import open_writers
 from partseg.evaluation.runner import evaluate
@@ -50,12 +50,15 @@ def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) 
     devices.set_tf32(cfg.train.tf32)
     devices.set_kernels(deterministic=cfg.train.deterministic)
 
-    model = build_model(cfg).to(device)
+    with stage("network"):
+        model = build_model(cfg).to(device)
     if cfg.init_from and state is None:
-        init_from(model, cfg.init_from)
+        with stage("start weights"):
+            init_from(model, cfg.init_from)
     if cfg.train.sync_batch_norm:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    train_set, val_set = training_set(cfg), evaluation_set(cfg, model.input)  # type: ignore[arg-type]
+    with stage("data sets"):
+        train_set, val_set = training_set(cfg), evaluation_set(cfg, model.input)  # type: ignore[arg-type]
 
     criterion = instantiate(cfg.criterion)
     optimizer = instantiate(cfg.optimizer, model=model)
