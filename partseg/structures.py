@@ -160,10 +160,18 @@ class Batch:
     phrases: tuple[str, ...] | None = None
     phrase_masks: Bool[Tensor, "B H W"] | None = None
     given: Int[Tensor, "B H W"] | None = None
+    at_hand: tuple[Int[Tensor, "B H W"], Int[Tensor, "B H W"]] | None = None
+    """`object_part` and `object` where the loader made them, once the batch has moved; see `labels`."""
+
+    @property
+    def labels(self) -> tuple[Int[Tensor, "B H W"], Int[Tensor, "B H W"]]:
+        """`object_part` and `object` on the host: who looks which classes there are does not wait for the device."""
+        return self.at_hand or (self.object_part, self.object)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """Copy of the batch on `device`."""
-        return _mapped(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved = _mapped(replace(self, at_hand=None), lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(moved, at_hand=self.labels)
 
     def pin_memory(self) -> Batch:
         """Copy of the batch in page-locked memory (called by the DataLoader)."""

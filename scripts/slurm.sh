@@ -25,10 +25,12 @@ fi
 
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 gpus=${SLURM_GPUS_ON_NODE:-1}
+# two jobs may share a machine: each job number has its own port, below those that Linux hands out by itself
+port=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}
 
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=85  # torchrun kills its processes 30 s after a signal unless told otherwise
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$gpus" --rdzv-id "$SLURM_JOB_ID" \
-    --rdzv-backend c10d --rdzv-endpoint "$head_node:29500" "$tool" "$@" &
+    --rdzv-backend c10d --rdzv-endpoint "$head_node:$port" "$tool" "$@" &
 training=$!
 
 # SLURM's signal comes to this script alone (B:); scancel passes it to the training and its data workers

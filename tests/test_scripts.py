@@ -22,3 +22,21 @@ def test_arguments_of_a_caller_are_refused_as_extras():
     script = f'set -- train.iterations=40; source "{SCRIPTS[0].parent / "env.sh"}"'
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "'train.iterations=40' is no list of extras" in done.stderr
+
+
+def test_two_slurm_jobs_on_one_machine_meet_at_two_ports(tmp_path):
+    """SLURM's commands are stand-ins that print what they are given."""
+    for name, text in {"scontrol": "echo node7", "srun": 'echo "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+
+    def endpoint(job, **more):
+        variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(SCRIPTS[0].parents[1]), **more}
+        variables |= {"SLURM_JOB_ID": str(job), "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2"}
+        command = ["bash", SCRIPTS[0].with_name("slurm.sh"), "experiment=x"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
+        return re.search(r"--rdzv-endpoint node7:(\d+)", done.stdout)[1]
+
+    ports = [int(endpoint(job)) for job in (4711, 4712, 123456789)]
+    assert len(set(ports)) == 3 and all(1024 < port < 32768 for port in ports)
+    assert endpoint(4711, MASTER_PORT="29501") == "29501"

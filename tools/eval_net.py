@@ -23,7 +23,7 @@ from partseg.evaluation.predictions import PredictionWriter
 from partseg.evaluation.report import table
 from partseg.evaluation.runner import Evaluation, run
 from partseg.evaluation.setting import dataset_name, evaluation_vocabulary
-from partseg.utils import distributed, env
+from partseg.utils import devices, distributed, env
 from partseg.utils.cli import cli
 from partseg.utils.config import instantiate
 from partseg.vocabulary.names import Vocabulary
@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> None:
 def evaluate(cfg: DictConfig) -> None:
     """One process of the evaluation."""
     device = device_of(cfg)
-    env.set_tf32(cfg.train.tf32)
+    devices.set_tf32(cfg.train.tf32)
     model, trained, trained_config = load_model(cfg.ckpt, plugins=cfg.plugins)
     dataset = evaluation_set(cfg, model.input)  # type: ignore[arg-type]
     vocabulary = evaluation_vocabulary(

@@ -17,7 +17,7 @@ from partseg.engine.build import evaluation_set
 from partseg.engine.checkpoint import digest, load_model
 from partseg.engine.launch import device_of, launch
 from partseg.evaluation.export import ExportOptions, export
-from partseg.utils import distributed, env
+from partseg.utils import devices, distributed
 from partseg.utils.cli import cli
 from partseg.utils.config import instantiate
 
@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> None:
 
 def run(cfg: DictConfig) -> None:
     """One process of the export."""
-    env.set_tf32(cfg.train.tf32)
+    devices.set_tf32(cfg.train.tf32)
     model, _, _ = load_model(cfg.ckpt, plugins=cfg.plugins)
     dataset = evaluation_set(cfg, model.input)  # type: ignore[arg-type]
     options = ExportOptions(**cfg.export, batch_size=cfg.eval.batch_size, num_workers=cfg.eval.num_workers)

@@ -16,17 +16,17 @@ import torch
 from omegaconf import DictConfig
 
 from partseg.data.loader import build_eval_loader, build_train_loader
-from partseg.engine.build import build_model, evaluation_set, start_weights, training_set
+from partseg.engine.build import build_model, compile_passes, evaluation_set, start_weights, training_set
 from partseg.engine.checkpoint import Checkpoints, init_from, restore
 from partseg.engine.ema import Ema
 from partseg.engine.hooks import Run
 from partseg.engine.launch import device_of, exit_for_requeue, launch
 from partseg.engine.prompts import PromptSampling
-from partseg.engine.run import open_run, plain, run_directory, write_settings
+from partseg.engine.run import open_run, plain, run_directory, stage, write_settings
 from partseg.engine.trainer import Trainer
 from partseg.engine.writers import open_writers
 from partseg.evaluation.runner import evaluate
-from partseg.utils import distributed, env
+from partseg.utils import devices, distributed, env
 from partseg.utils.cli import cli
 from partseg.utils.config import instantiate
 
@@ -47,22 +47,26 @@ def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) 
     """Everything that is built, from the config and the checkpoint to go on from, if any; True if complete."""
     device = device_of(cfg)
     env.seed_everything(cfg.seed)
-    env.set_tf32(cfg.train.tf32)
+    devices.set_tf32(cfg.train.tf32)
+    devices.set_kernels(deterministic=cfg.train.deterministic)
 
-    model = build_model(cfg).to(device)
+    with stage("network"):
+        model = build_model(cfg).to(device)
     if state is None:
-        for source in start_weights(cfg):
-            init_from(model, source)
+        with stage("start weights"):
+            for source in start_weights(cfg):
+                init_from(model, source)
     if cfg.train.sync_batch_norm:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    train_set, val_set = training_set(cfg), evaluation_set(cfg, model.input)  # type: ignore[arg-type]
+    with stage("data sets"):
+        train_set, val_set = training_set(cfg), evaluation_set(cfg, model.input)  # type: ignore[arg-type]
 
     criterion = instantiate(cfg.criterion)
     optimizer = instantiate(cfg.optimizer, model=model)
     schedule = instantiate(cfg.schedule)
     ema = Ema(model, decay=cfg.train.ema_decay) if cfg.train.ema_decay else None
     if cfg.train.compile:
-        model.compile()
+        compile_passes(model)
     share = cfg.train.prompt_share
     sampling = None if share is None else PromptSampling(share=share, seed=cfg.seed)
     vocabulary = train_set.vocabulary
@@ -104,6 +108,8 @@ def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) 
             prompt_sampling=sampling,
             hooks=[instantiate(hook, run=run) for hook in cfg.hooks.values() if hook is not None],
         )
+        if state and "scaler" in state:
+            trainer.scaler.load_state_dict(state["scaler"])
         return trainer.train(start)
 
 

@@ -5,10 +5,9 @@ Legend: B images, T image tokens without CLS, D text width, L tokens of the long
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -130,8 +129,8 @@ class ClipBackbone(nn.Module):
         Runs without autograd when no parameter it uses trains.
         """
         grid = self.grid(images)
-        trains = images.requires_grad or any(p.requires_grad for p in self._image_parameters())
-        with contextlib.nullcontext() if trains else torch.no_grad():
+        trains = images.requires_grad or _train(self._image_parameters())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             x = images / 255 if images.dtype == torch.uint8 else images
             return self._image_tokens((x - self.image_mean) / self.image_std, grid)
 
@@ -159,15 +158,14 @@ class ClipBackbone(nn.Module):
         """Projected, not normalised features of the prompts; a frozen tower computes each distinct prompt once."""
         device = self.clip.positional_embedding.device
         weights = list(self._text_parameters())
-        if any(p.requires_grad for p in weights):
+        if _train(weights):
             return encode_prompts(self, prompts, device=device)
         return self._prompts.features(prompts, lambda new: encode_prompts(self, new, device=device), weights=weights)
 
     def encode_tokens(self, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"]:
         """Projected, not normalised features at the end token; L may be anything up to the context length."""
         clip = self.clip
-        trains = any(p.requires_grad for p in self._text_parameters())
-        with contextlib.nullcontext() if trains else torch.no_grad():
+        with torch.set_grad_enabled(_train(self._text_parameters()) and torch.is_grad_enabled()):
             x = clip.token_embedding(tokens) + clip.positional_embedding[: tokens.shape[1]]
             for block in clip.transformer.resblocks:
                 x = _run_block(block, x, causal=True)
@@ -240,6 +238,11 @@ def clip_config(name: str) -> Mapping[str, Any]:
         hint = f" did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise KeyError(f"no CLIP model {name!r};{hint} partseg has {own}, open_clip.list_models() tells the others")
     return config
+
+
+def _train(parameters: Iterable[nn.Parameter]) -> bool:
+    """Does any of them train? Not by any(), which leaves the others unread: torch.compile cannot follow that."""
+    return True in [p.requires_grad for p in parameters]
 
 
 def _run_block(block: ResidualAttentionBlock, x: Tensor, *, causal: bool = False) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
+import torch
 from omegaconf import DictConfig
 from torch import nn
 
@@ -13,6 +16,9 @@ from partseg.data.mixture import Mixture
 from partseg.geometry import InputSpec
 from partseg.system import check_system
 from partseg.utils.config import instantiate
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def build_model(config: DictConfig) -> nn.Module:
@@ -26,6 +32,29 @@ def start_weights(config: DictConfig) -> tuple[str, ...]:
     """The files and hub names of `init_from`, in order."""
     source = config.init_from
     return (source,) if isinstance(source, str) else tuple(source or ())
+
+
+def compile_passes(model: nn.Module, *, backend: str = "inductor", fullgraph: bool = False) -> None:
+    """torch.compile the methods that the system names in `passes`, for training; ValueError where it names none.
+
+    Where gradients are off they run as they are written: an evaluation works in chunks that bound its memory.
+    """
+    passes: tuple[str, ...] = getattr(model, "passes", ())
+    if not passes:
+        raise ValueError(f"train.compile=true: {type(model).__name__} has no `passes` to compile; set it to false")
+    for name in passes:
+        owner = model.get_submodule(name.rpartition(".")[0])
+        method = name.rpartition(".")[2]
+        function = getattr(owner, method)
+        setattr(owner, method, _in_training(torch.compile(function, backend=backend, fullgraph=fullgraph), function))
+
+
+def _in_training(compiled: Callable[P, R], function: Callable[P, R]) -> Callable[P, R]:
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        return (compiled if torch.is_grad_enabled() else function)(*args, **kwargs)
+
+    return run
 
 
 def evaluation_set(config: DictConfig, input: InputSpec | None) -> PartSegDataset:

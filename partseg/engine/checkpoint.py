@@ -2,7 +2,7 @@
 
 `checkpoints/` holds iter_0001000.pt files (the last few and the best ones), best.json, and the links latest.pt and
 best_<evaluator>.pt, which follow from them. One file is {format, iteration, model, optimizer, config, vocabulary} and
-`ema` where averaging is on.
+`ema` where averaging is on and `scaler` where fp16 is.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class Checkpoints:
         iteration: int,
         vocabulary: Vocabulary,
         ema: Ema | None = None,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> Path:
         """Write iter_<iteration>.pt, move `latest.pt`, then delete what is no longer kept.
 
@@ -82,6 +83,8 @@ class Checkpoints:
         }
         if ema is not None:
             state["ema"] = ema.state_dict()
+        if scaler is not None and scaler.is_enabled():
+            state["scaler"] = scaler.state_dict()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(iteration)
         _write(state, path)

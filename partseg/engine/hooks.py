@@ -51,9 +51,11 @@ class LogHook(Hook):
         self.run = run
         self.every = _positive(every)
         self.steps: list[Step] = []
+        self.first = 1
 
     def before_train(self, trainer: Trainer) -> None:
         """Start peak memory at zero."""
+        self.first = trainer.iteration + 1
         if trainer.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(trainer.device)
 
@@ -61,6 +63,8 @@ class LogHook(Hook):
         """Collect; reduce and report every `every` steps."""
         assert trainer.last is not None
         self.steps.append(trainer.last)
+        if trainer.iteration == self.first:
+            LOG.info("start: first step, %.1f s, %.1f of it for data", trainer.last.seconds, trainer.last.data_seconds)
         for writer in self.run.writers:
             writer.progress(trainer.iteration)
         if trainer.iteration % self.every == 0 or trainer.iteration == trainer.iterations:
@@ -284,6 +288,7 @@ def save_checkpoint(checkpoints: Checkpoints, trainer: Trainer) -> Path:
         iteration=trainer.iteration,
         vocabulary=trainer.vocabulary,
         ema=trainer.ema,
+        scaler=trainer.scaler,
     )
 
 

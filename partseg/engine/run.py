@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from partseg.engine.checkpoint import load, newest
+from partseg.engine.checkpoint import digest, load, newest
 from partseg.engine.lock import locked
 from partseg.engine.writers import start_log
 from partseg.utils import config as configs
@@ -37,7 +39,8 @@ def open_run(config: DictConfig) -> Iterator[tuple[Path, dict[str, Any] | None]]
     with ExitStack() as stack:
         directory, found = distributed.from_main(lambda: _claim(config, stack))
         try:
-            state = None if found is None else load(found)
+            _check_same_settings(config)
+            state = None if found is None else _same_on_all(found)
             if state is not None:
                 LOG.info("continuing %s from iteration %d", found, state["iteration"])
                 for line in differences(state["config"], plain(config)):
@@ -46,6 +49,14 @@ def open_run(config: DictConfig) -> Iterator[tuple[Path, dict[str, Any] | None]]
         except Exception as error:
             LOG.error("stopped by %s: %s", type(error).__name__, one_line(error), exc_info=True)
             raise
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Log how long a part of the start took: a start that hangs or crawls says where."""
+    start = time.perf_counter()
+    yield
+    LOG.info("start: %s, %.1f s", name, time.perf_counter() - start)
 
 
 def write_settings(config: DictConfig, directory: Path) -> None:
@@ -98,6 +109,39 @@ def _claim(config: DictConfig, stack: ExitStack) -> tuple[Path, Path | None]:
     start_log(directory)
     stack.enter_context(locked(directory))
     return directory, newest(directory / "checkpoints")  # again: another job may have had the lock until now
+
+
+def _same_on_all(path: Path) -> dict[str, Any]:
+    """The checkpoint, once every process has read the same bytes; ValueError on all that names machines and folders.
+
+    Machines without a common output_root would otherwise go on from different iterations, or one from none.
+    """
+    if distributed.world_size() == 1:
+        return load(path)
+    state, failure = None, ""
+    try:
+        state = load(path)
+        seen = f"iteration {state['iteration']}, sha256 {digest(path)[:12]}"
+    except (OSError, ValueError) as error:
+        seen = failure = one_line(error)
+    folder = f"{path.parent.absolute()} on {socket.gethostname()}"
+    reports = distributed.gather_objects((seen, folder))
+    if len({seen for seen, _ in reports}) > 1:
+        found = "; ".join(dict.fromkeys(f"{folder}: {seen}" for seen, folder in reports))
+        raise ValueError(
+            f"the processes do not find the same checkpoint ({found}): output_root must be one folder for all machines"
+        )
+    if state is None:
+        raise ValueError(failure)
+    return state
+
+
+def _check_same_settings(config: DictConfig) -> None:
+    """ValueError on all processes where one was started with settings that would train something else."""
+    first, *others = distributed.gather_objects(plain(config))
+    for rank, other in enumerate(others, 1):
+        if lines := differences(first, other):
+            raise ValueError(f"rank {rank} was started with other settings than rank 0: {'; '.join(lines[:3])}")
 
 
 def _flat(node: Any, key: str = "") -> list[tuple[str, Any]]:

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import record_function
@@ -24,7 +25,11 @@ from partseg.engine.signals import StopRequest
 from partseg.losses.criterion import Criterion, check_finite
 from partseg.structures import Batch
 from partseg.utils import distributed
+from partseg.utils.devices import Precision, autocast, check_precision
 from partseg.vocabulary.names import Vocabulary
+
+SMALLEST_SCALE = 2.0**-10
+"""A loss that overflows when it is scaled down a thousand times is no matter of fp16's range."""
 
 
 class Hook(Protocol):
@@ -58,7 +63,9 @@ class Trainer:
     """Optimises `model` for `iterations` steps of `accumulation` micro-batches each.
 
     `schedule(iteration)` multiplies every parameter group's `initial_lr`. `loader` is endless and starts at the
-    iteration to resume from. `clip_norm` None = no clipping. `precision` bf16 runs the forward pass under autocast.
+    iteration to resume from. `clip_norm` None = no clipping. `precision` bf16 and fp16 run the forward pass under
+    autocast; fp16 scales the loss (Micikevicius et al., Mixed Precision Training, 2018) and leaves out steps whose
+    gradients overflow.
     `prompt_sampling` lets each step see part of the vocabulary, which changes the objective. `vocabulary` is kept with
     checkpoints; what a batch is in is its own. `phase` is entered around the parts of a step: a profiler sees them.
     """
@@ -75,14 +82,14 @@ class Trainer:
         iterations: int,
         accumulation: int = 1,
         clip_norm: float | None = None,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         ema: Ema | None = None,
         prompt_sampling: PromptSampling | None = None,
         hooks: Sequence[Hook] = (),
         phase: Callable[[str], AbstractContextManager] = record_function,
     ) -> None:
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"train.precision={precision!r} is not one of 'fp32', 'bf16'")
+        self.device = next(model.parameters()).device
+        check_precision(precision, device=self.device, key="train.precision")
         self.model = model
         self.network = _distribute(model)
         self.criterion = criterion
@@ -98,7 +105,7 @@ class Trainer:
         self.prompt_sampling = prompt_sampling
         self.hooks = hooks
         self.phase = phase
-        self.device = next(model.parameters()).device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.stop_request = StopRequest()
         self.iteration = 0
         self.stopping = False
@@ -134,14 +141,14 @@ class Trainer:
         with self.phase("data"):
             micro_batches = [next(batches) for _ in range(self.accumulation)]
         data_seconds = time.perf_counter() - start
-        with self.phase("transfer"):
-            micro_batches = [batch.to(self.device, non_blocking=True) for batch in micro_batches]
-        if self.prompt_sampling is not None:
+        if self.prompt_sampling is not None:  # of labels that are still on the host, where looking at them is free
             with self.phase("prompt sampling"):
                 micro_batches = self.prompt_sampling(micro_batches, iteration=self.iteration)
+        with self.phase("transfer"):
+            micro_batches = [batch.to(self.device, non_blocking=True) for batch in micro_batches]
         with self.phase("loss counts"):
             counts = self.reduce_counts(micro_batches)
-        stops = distributed.reduce_sum(torch.tensor(float(self.stop_request), device=self.device))
+        stops = distributed.reduce_sum(torch.full((), float(self.stop_request), device=self.device))
 
         losses, values = [], []
         for index, batch in enumerate(micro_batches):
@@ -149,7 +156,7 @@ class Trainer:
                 loss, terms = self.loss(batch, counts)
                 with self.phase("backward"):
                     # DDP averages gradients; the loss is a share of the global one
-                    (_reaching_all(loss, self.model) * distributed.world_size()).backward()
+                    self.scaler.scale(_reaching_all(loss, self.model) * distributed.world_size()).backward()
             losses.append(loss.detach())
             values.append(terms)
 
@@ -161,12 +168,7 @@ class Trainer:
         self.stopping = stop > 0
 
         with self.phase("optimiser"):
-            max_norm = float("inf") if self.clip_norm is None else self.clip_norm
-            grad_norm = clip_grad_norm_(self.model.parameters(), max_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            if self.ema is not None:
-                self.ema.update(self.model)
+            grad_norm = self.update()
 
         names = dict.fromkeys(name for terms in values for name in terms)
         terms = {name: torch.stack([v[name] for v in values if name in v]).sum() for name in names}
@@ -174,9 +176,28 @@ class Trainer:
         seconds = time.perf_counter() - start
         return Step(torch.stack(losses).sum(), terms, grad_norm, lr, num_images, seconds, data_seconds)
 
+    def update(self) -> Tensor:
+        """Clip, change the weights and their averages; returns the gradient norm, 0 for a step that fp16 leaves out."""
+        max_norm = float("inf") if self.clip_norm is None else self.clip_norm
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_grad_norm_(self.model.parameters(), max_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.model)
+        if not self.scaler.is_enabled():
+            return norm
+        if self.scaler.get_scale() < SMALLEST_SCALE:
+            raise FloatingPointError(
+                f"gradients are not finite at iteration {self.iteration}, however little the loss is scaled; nothing "
+                "was saved, the last checkpoint is intact: resume with a lower optimizer.lr or train.precision=fp32"
+            )
+        return torch.where(norm.isfinite(), norm, 0)
+
     def loss(self, batch: Batch, counts: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Forward pass and criterion of one micro-batch."""
-        with self.phase("network"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with self.phase("network"), autocast(self.device, self.precision):
             outputs = self.network(batch, reads=self.criterion.reads)
         with self.phase("loss"):
             return self.criterion(outputs, batch, counts)
@@ -215,7 +236,14 @@ class Trainer:
 def _distribute(model: nn.Module) -> nn.Module:
     if distributed.world_size() == 1:
         return model
-    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        model,
+        gradient_as_bucket_view=True,
+        # buffers are constants, which need no broadcast in every step, but for the statistics of batch normalisation
+        broadcast_buffers=any(isinstance(module, _NormBase) for module in model.modules()),
+        # micro-batches of a mixture and sampled prompts take other branches from step to step
+        static_graph=False,
+    )
 
 
 def _reaching_all(loss: Tensor, model: nn.Module) -> Tensor:

@@ -9,10 +9,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from partseg.evaluation import upsample
+from partseg.labels import presence
 from partseg.prediction import DenseScores, ObjectFirstScores, Prediction, Segments
 from partseg.vocabulary.names import Vocabulary
 
@@ -72,42 +73,45 @@ class ScoreReader:
         self.class_chunk = class_chunk
         self.has_objects = scores.object is not None
         self._best: dict[tuple[int, ...], Tensor] = {}
+        self._chosen: list[tuple[Choice, Tensor]] = []
 
     @cached_property
     def objects(self) -> Int[Tensor, "h w"]:
         """Object with the highest score, O where background has it."""
         if self.scores.object is None:
             raise ValueError("the model has no object head: choose among all object-parts instead")
-        _check_finite(_finite_channels(self.scores.object))
+        _check_finite(self._finite[1])
         return upsample.argmax(self.scores.object, self.scores.size, chunk=self.class_chunk)
 
     @cached_property
     def object_parts(self) -> Int[Tensor, "h w"]:
         """Object-part with the highest score among all, K where background has it."""
-        _check_finite(self._finite)
+        _check_finite(self._finite[0])
         return upsample.argmax(self.scores.object_part, self.scores.size, chunk=self.class_chunk)
 
     def choose(self, choice: Choice) -> Int[Tensor, "h w"]:
         """The best part of each pixel's object; an object's parts are upsampled once for all choices that name it."""
+        for made, labels in self._chosen:
+            if made.objects is choice.objects and made.parts == choice.parts:
+                return labels
         labels = torch.full_like(choice.objects, len(self.scores.object_part) - 1, dtype=torch.int32)
         for object_id in _present(choice.objects, len(choice.parts)):
             parts = choice.parts[object_id]
             if parts not in self._best:
-                _check_finite([self._finite[part] for part in parts])
+                _check_finite([self._finite[0][part] for part in parts])
                 self._best[parts] = upsample.argmax(
                     self.scores.object_part, self.scores.size, channels=parts, chunk=self.class_chunk
                 )
             labels = torch.where(choice.objects == object_id, self._best[parts], labels)
+        self._chosen.append((choice, labels))
         return labels
 
     @cached_property
-    def _finite(self) -> list[bool]:
-        """Of each object-part; only those in question are checked, the others may not have been prompted."""
-        return _finite_channels(self.scores.object_part)
-
-
-def _finite_channels(logits: Float[Tensor, "C H W"]) -> list[bool]:
-    return torch.isfinite(logits.float().sum((1, 2))).tolist()
+    def _finite(self) -> tuple[list[bool], list[bool]]:
+        """Of each object-part and object; only those in question are checked, others may not have been prompted."""
+        levels = [self.scores.object_part, *([] if self.scores.object is None else [self.scores.object])]
+        found = torch.cat([torch.isfinite(logits.float().sum((1, 2))) for logits in levels]).tolist()
+        return found[: len(levels[0])], found[len(levels[0]) :]
 
 
 def _check_finite(channels: Sequence[bool]) -> None:
@@ -208,5 +212,4 @@ class SegmentReader:
 
 def _present(objects: Int[Tensor, "h w"], num_objects: int) -> Sequence[int]:
     """Object ids that occur in the map."""
-    counts = torch.bincount(objects.flatten().clamp(max=num_objects), minlength=num_objects + 1)
-    return counts[:num_objects].nonzero().flatten().tolist()
+    return [number for number, found in enumerate(presence(objects[None], num_objects)[0].tolist()) if found]

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from partseg.geometry import Region, Size
 from partseg.prediction import DenseScores, Prediction
 from partseg.system import Prompts, Words
+from partseg.utils.devices import Precision, autocast, check_precision
 from partseg.vocabulary.names import Vocabulary
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Predictor:
@@ -35,7 +34,7 @@ class Predictor:
         self,
         *,
         prompts: Literal["all", "present"] = "all",
-        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        precision: Precision = "fp32",
         class_chunk: int | None = None,
         object_first: bool = False,
         crop_margin: float = 0.0,
@@ -43,8 +42,6 @@ class Predictor:
     ) -> None:
         if prompts not in ("all", "present"):
             raise ValueError(f"predictor.prompts={prompts!r} is not 'all' or 'present'")
-        if precision not in PRECISIONS:
-            raise ValueError(f"predictor.precision={precision!r} is not one of {sorted(PRECISIONS)}")
         if class_chunk is not None and class_chunk < 1:
             raise ValueError(f"predictor.class_chunk={class_chunk} must be at least 1, or null to choose by memory")
         if object_first and prompts == "present":
@@ -65,14 +62,10 @@ class Predictor:
             raise ValueError("predictor.object_first needs objects and parts, not phrases: give a vocabulary")
         if self.object_first and model.input.needs_object:  # type: ignore[union-attr]
             raise ValueError(f"{type(model).__name__} is told its object anyway: leave predictor.object_first=false")
-        with self.autocast(device_of(model)):
+        check_precision(self.precision, device=device_of(model), key="predictor.precision")
+        with autocast(device_of(model), self.precision):
             encoded: Prompts = model.encode_text(words)  # type: ignore[operator]
         return PreparedPredictor(self, model, words, encoded)
-
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """Context of the chosen precision on `device`."""
-        dtype = PRECISIONS[self.precision]
-        return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ class PreparedPredictor:
         present = self._present(given)
         prompts = self.encoded if present is None else self.encoded.subset(present)
         needs_object = self.model.input.needs_object  # type: ignore[union-attr]
-        with self.predictor.autocast(device):
+        with autocast(device, self.predictor.precision):
             found = self.model.predict(  # type: ignore[operator]
                 images, prompts, sizes=sizes, regions=regions, given=given if needs_object else None
             )
@@ -122,7 +115,7 @@ class PreparedPredictor:
         assert isinstance(self.words, Vocabulary)
         device = device_of(self.model)
         own = self.encoded.subset(self.words.object_of == object_id)
-        with self.predictor.autocast(device):
+        with autocast(device, self.predictor.precision):
             return self.model.predict(images.to(device), own, sizes=sizes, regions=regions)  # type: ignore[operator]
 
     def _present(self, given: Sequence[Int[Tensor, "h w"] | None] | None) -> np.ndarray | None:

@@ -17,6 +17,7 @@ from partseg.evaluation.labels import Choice, LabelReader, PartTable, own_parts
 from partseg.labels import IGNORE_LABEL
 from partseg.structures import Sample
 from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.tables import table
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Truth:
 
     labels: Int[Tensor, "h w"]
     weight: Float[Tensor, "h w"] | None = None
-    num_dropped: int = 0
+    num_dropped: int | Int[Tensor, ""] = 0
 
 
 class Protocol(TypingProtocol):
@@ -61,12 +62,12 @@ class OracleObj:
     def truth(self, sample: Sample, vocabulary: Vocabulary) -> Truth:
         """Labelled pixels, as often as instances of their owner cover them."""
         if sample.num_owner is not None and sample.num_foreign is not None:
-            foreign = sample.num_foreign[sample.object_part != IGNORE_LABEL]
-            return Truth(sample.object_part, sample.num_owner, int(foreign.sum(dtype=torch.int64)))
-        lut = torch.from_numpy(vocabulary.object_lut.copy()).to(sample.object_part.device)
+            foreign = sample.num_foreign * (sample.object_part != IGNORE_LABEL)
+            return Truth(sample.object_part, sample.num_owner, foreign.sum(dtype=torch.int64))
+        lut = table(vocabulary, "object_lut", device=sample.object_part.device)
         owner = lut.index_select(0, sample.object_part.flatten()).view(sample.object_part.shape)
         foreign = (owner != IGNORE_LABEL) & (owner != sample.object)
-        return Truth(sample.object_part.masked_fill(foreign, IGNORE_LABEL), None, int(foreign.sum()))
+        return Truth(sample.object_part.masked_fill(foreign, IGNORE_LABEL), None, foreign.sum())
 
 
 class OracleObjSubstring(OracleObj):

@@ -6,10 +6,14 @@ ties: channels are upsampled by that very function a few at a time, and a runnin
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from partseg.utils.devices import send
 
 CPU_CHUNK, DEVICE_CHUNK = 1 << 21, 1 << 25
 """Upsampled values per step: a CPU wants them near its cache, an accelerator wants few kernel launches."""
@@ -46,13 +50,19 @@ def argmax(
 def _upsampled(logits: Tensor, ids: tuple[int, ...], size: tuple[int, int]) -> Float[Tensor, "n h w"]:
     """Channels `ids` upsampled, bit for bit as upsampling everything at once gives them."""
     if size[0] + size[1] <= SMALL:
-        return _interpolated(logits, size)[list(ids)]
+        return _interpolated(logits, size)[_index(ids, logits.device)]
     together = ids[-1] - ids[0] + 1 == len(ids)  # as the parts of one object mostly are: no copy
-    some = logits[ids[0] : ids[-1] + 1] if together else logits[list(ids)]
+    some = logits[ids[0] : ids[-1] + 1] if together else logits[_index(ids, logits.device)]
     if len(ids) == 3 and len(logits) != 3:
         # torch has a kernel for RGB pictures whose weights are rounded otherwise (4e-5 at 375 x 500)
         return _interpolated(torch.cat([some, some[-1:]]), size)[:3]
     return _interpolated(some, size)
+
+
+@lru_cache(maxsize=1024)
+def _index(ids: tuple[int, ...], device: torch.device) -> Int[Tensor, " n"]:
+    """The ids as a tensor; the parts of an object are asked for in every image, and each copy waits for the device."""
+    return send(torch.tensor(ids), device)
 
 
 def _interpolated(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -70,6 +80,6 @@ def _keep_higher(values: Float[Tensor, "n h w"], ids: tuple[int, ...], best: Ten
             torch.maximum(best, value, out=best)
         return
     highest, place = values.max(0)
-    chosen = torch.tensor(ids, dtype=index.dtype, device=index.device)[place]
+    chosen = _index(ids, index.device)[place].to(index.dtype)
     torch.where(highest > best, chosen, index, out=index)
     torch.maximum(best, highest, out=best)

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.losses.term import LossInputs, compute_dtype, share_of
 from partseg.structures import Batch
+from partseg.vocabulary.tables import table
 
 _CHUNK = 1 << 22
 """Elements of the only temporary of the forward pass (16 MiB in float32)."""
@@ -205,7 +206,7 @@ class PartBCE:
         logits, labels = _required(inputs.outputs.part, "part"), inputs.batch.object_part
         _check_size(logits, labels, "part")
         labelled = labels != IGNORE_LABEL
-        part_of = torch.as_tensor(inputs.batch.vocabulary.part_of.copy(), device=labels.device)
+        part_of = table(inputs.batch.vocabulary, "part_of", device=labels.device)
         return index_bce(
             logits,
             part_of[torch.where(labelled, labels, 0).long()],

@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
+from partseg.utils.devices import send
+
 
 class TextTower(Protocol):
     """What `encode_prompts` needs of a backbone."""
@@ -57,10 +59,10 @@ def encode_prompts(tower: TextTower, prompts: Sequence[str], *, device: torch.de
     """
     distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     tokens = tokenize(tower.tokenizer, list(distinct), context_length=tower.context_length)
-    features = tower.encode_tokens(tokens.to(device))
+    features = tower.encode_tokens(send(tokens, device))
     if len(distinct) == len(prompts):
         return features
-    return features[torch.tensor([distinct[prompt] for prompt in prompts], device=device)]
+    return features[send(torch.tensor([distinct[prompt] for prompt in prompts]), device)]
 
 
 class PromptCache:

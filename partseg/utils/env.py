@@ -1,4 +1,4 @@
-"""The process and its machine: seeds, TF32, and the report that goes into env.txt of every run."""
+"""The process and its machine: seeds, and the report that goes into env.txt of every run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  libraries that still draw from the global generator
     torch.manual_seed(seed)
-
-
-def set_tf32(enabled: bool) -> None:
-    """Allow (or forbid) TF32 in fp32 matrix products and convolutions on NVIDIA GPUs; no effect elsewhere."""
-    torch.backends.cuda.matmul.allow_tf32 = enabled
-    torch.backends.cudnn.allow_tf32 = enabled
 
 
 def git_commit(folder: Path | None = None) -> str:

@@ -45,8 +45,9 @@ class Training:
     batch_size: Count
     accumulation: Count
     clip_norm: Positive | None
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     tf32: bool
+    deterministic: bool
     compile: bool
     sync_batch_norm: bool
     ema_decay: Decay | None

@@ -1,14 +1,17 @@
 """Run directories: which one, what it continues, what changed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from partseg.engine import run
+from partseg.engine.checkpoint import Checkpoints, digest, load
 from partseg.engine.optim import adamw
 from partseg.engine.run import differences, write_settings
+from partseg.utils import distributed
 
 
 def open_run(config):
@@ -89,3 +92,60 @@ def test_differences_name_added_and_removed_keys():
     old, new = {"a": {"b": 1, "c": 2}, "name": "x"}, {"a": {"b": 3}, "name": "y", "d": None}
     assert differences(old, new) == ["a.b was 1, is now 3", "a.c was 2, is now 'absent'", "d was 'absent', is now None"]
     assert differences(old, old) == []
+
+
+def test_machines_that_see_different_checkpoints_stop_together(config, finished, forked, tmp_path, tiny, run_of):
+    """No common output_root: rank 1's folder has another iteration, then none; all say which folders."""
+
+    def refused(match, prepare):
+        def function():
+            own = Path(f"{finished}_{distributed.rank()}")
+            if distributed.rank() == 1:
+                prepare(own)
+            with pytest.MonkeyPatch.context() as patch:  # each machine has a disk of its own below the same path
+                patch.setattr(run, "load", lambda path: load(own / Path(path).relative_to(finished)))
+                patch.setattr(run, "digest", lambda path: digest(own / Path(path).relative_to(finished)))
+                with pytest.raises(ValueError, match=match):
+                    open_run(config)
+
+        return function
+
+    def other_iteration(own):
+        model = tiny.TinyNet()
+        optimizer = adamw(model, lr=0.1, weight_decay=0.0)
+        checkpoints = Checkpoints(own / "checkpoints", config={})
+        checkpoints.save(model, optimizer=optimizer, iteration=4, vocabulary=tiny.vocabulary())
+
+    for rank in range(2):
+        shutil.copytree(finished, f"{finished}_{rank}", symlinks=True)
+    assert forked(
+        refused("iteration 7.*iteration 4.*output_root must be one folder", other_iteration), processes=2
+    ) == [0, 0]
+    assert forked(
+        refused("iteration 7.*no checkpoint at.*output_root", lambda own: shutil.rmtree(own)), processes=2
+    ) == [0, 0]
+
+
+def test_processes_that_see_the_same_checkpoint_go_on(config, finished, forked):
+    def continued():
+        assert open_run(config)[1]["iteration"] == 7
+
+    assert forked(continued, processes=2) == [0, 0]
+
+
+def test_processes_with_other_settings_stop_together(config, forked):
+    def refused():
+        config.optimizer.lr = 0.1 + distributed.rank()
+        with pytest.raises(
+            ValueError, match="rank 1 was started with other settings .*optimizer.lr was 0.1, is now 1.1"
+        ):
+            open_run(config)
+
+    assert forked(refused, processes=2) == [0, 0]
+
+
+def test_stages_of_the_start_are_logged_with_their_time(config):
+    with run.open_run(config) as (directory, _):
+        with run.stage("network"):
+            pass
+        assert "start: network, 0.0 s" in (directory / "log.txt").read_text()

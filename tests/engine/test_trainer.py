@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from partseg.engine import trainer as trainer_module
+from partseg.engine.checkpoint import load
 from partseg.engine.ema import Ema
+from partseg.engine.hooks import save_checkpoint
 from partseg.engine.prompts import PromptSampling
 from partseg.losses.criterion import Criterion, NonFiniteLossError
 from partseg.losses.pixel import ObjectPartBCE
@@ -106,8 +109,8 @@ def test_bf16_keeps_fp32_weights_and_stays_close(tiny):
     rough.train()
     assert rough.model.classes.weight.dtype == torch.float32
     torch.testing.assert_close(rough.last.loss, exact.last.loss, rtol=2e-2, atol=0)
-    with pytest.raises(ValueError, match="train.precision='fp16'"):
-        tiny.trainer(precision="fp16")
+    with pytest.raises(ValueError, match="train.precision='half'"):
+        tiny.trainer(precision="half")
 
 
 def test_ema_follows_the_weights(tiny):
@@ -297,3 +300,49 @@ def test_loop_overhead_is_reported(tiny, record_property, capsys):
     record_property("milliseconds_per_step", per_step)
     with capsys.disabled():
         print(f"\nloop with a one-pixel network: {per_step:.2f} ms per step, network and optimizer included")
+
+
+def test_fp16_trains_and_leaves_out_what_overflows(tiny):
+    trainer = tiny.trainer(iterations=30, precision="fp16")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, backoff_factor=2.0**-8)
+    before, losses = weights(trainer), []
+    batches = iter(trainer.loader)
+    for _ in range(30):
+        last = trainer.step(batches)
+        trainer.iteration += 1
+        losses.append(float(last.loss))
+        if len(losses) == 1:  # the gradient of a loss of 2^40 is more than fp16 can hold
+            assert last.grad_norm == 0 and all(torch.equal(value, before[n]) for n, value in weights(trainer).items())
+    assert last.grad_norm > 0 and sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert trainer.scaler.get_scale() < 2.0**40
+
+
+def test_fp16_does_not_halve_its_scale_for_ever(tiny):
+    trainer = tiny.trainer(iterations=30, precision="fp16")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, backoff_factor=2.0**-6)
+    trainer.model.classes.weight.register_hook(lambda gradient: gradient * float("nan"))
+    batches = iter(trainer.loader)
+    trainer.step(batches)
+    with pytest.raises(FloatingPointError, match=r"however little the loss is scaled.*train.precision=fp32"):
+        for _ in range(3):
+            trainer.step(batches)
+
+
+def test_fp16_resumes_with_its_scale(tiny, run_of, tmp_path):
+    run = run_of(tmp_path / "run")
+    trainer = tiny.trainer(iterations=4, precision="fp16")
+    trainer.train()
+    save_checkpoint(run.checkpoints, trainer)
+    state = load(tmp_path / "run")
+    assert state["scaler"] == trainer.scaler.state_dict() and state["scaler"]["scale"] > 0
+    save_checkpoint(run.checkpoints, tiny.trainer(iterations=4))
+    assert "scaler" not in load(run.checkpoints.path(0))
+
+
+@pytest.mark.parametrize(("norm", "broadcast"), [(False, False), (True, True)])
+def test_buffers_are_broadcast_where_training_changes_them(tiny, monkeypatch, norm, broadcast):
+    given = {}
+    monkeypatch.setattr(trainer_module, "DistributedDataParallel", lambda model, **options: given.update(options))
+    monkeypatch.setattr(trainer_module.distributed, "world_size", lambda: 2)
+    trainer_module._distribute(with_batch_norm(tiny) if norm else tiny.TinyNet())
+    assert given == {"gradient_as_bucket_view": True, "broadcast_buffers": broadcast, "static_graph": False}

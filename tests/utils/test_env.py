@@ -16,13 +16,6 @@ def test_seeds_repeat():
     assert draws[0] == draws[1]
 
 
-def test_tf32_switch():
-    before = torch.backends.cuda.matmul.allow_tf32
-    env.set_tf32(True)
-    assert torch.backends.cuda.matmul.allow_tf32
-    env.set_tf32(before)
-
-
 def test_report_names_versions_but_no_environment_variables(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "secret-value")
     text = env.report()

@@ -23,10 +23,11 @@ from partseg.engine.benchmark.inputs import random_batch, random_sample
 from partseg.engine.benchmark.memory import peak_above, saved_bytes
 from partseg.engine.benchmark.steps import EvaluateImage, TrainStep
 from partseg.engine.benchmark.timing import Clock, Phases, Stopwatch, Unit, interleave, medians
+from partseg.engine.build import compile_passes
 from partseg.engine.launch import device_of
 from partseg.engine.prompts import PromptSampling
 from partseg.engine.run import plain
-from partseg.utils import env
+from partseg.utils import devices, env
 from partseg.utils.config import instantiate
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.shipped import shipped
@@ -55,7 +56,8 @@ def measure(config: DictConfig) -> dict[str, Any]:
     device = device_of(config)
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
-    env.set_tf32(config.train.tf32)
+    devices.set_tf32(config.train.tf32)
+    devices.set_kernels(deterministic=config.train.deterministic)
     cases = [Case(b, k) for k in bench.classes for b in bench.batch_sizes]
     result: dict[str, Any] = {**model_size(config), "memory_gb": None, "memory_gb_reason": None, "measurements": {}}
     figures = result["measurements"]
@@ -102,7 +104,7 @@ def training_step(config: DictConfig, case: Case) -> TrainStep:
     device = device_of(config)
     model = instantiate(config.model).to(device)
     if config.train.compile:
-        model.compile()
+        compile_passes(model)
     vocabulary = vocabulary_of(config, case.num_classes, training=True)
     batch = random_batch(vocabulary, batch_size=case.batch_size, input=model.input)
     share = config.train.prompt_share
@@ -214,7 +216,7 @@ def _child_step(config: Mapping[str, Any], case: Case) -> TrainStep:
     cfg = OmegaConf.create(dict(config))
     if cfg.bench.threads is not None:
         torch.set_num_threads(cfg.bench.threads)
-    env.set_tf32(cfg.train.tf32)
+    devices.set_tf32(cfg.train.tf32)
     return training_step(cfg, case)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from partseg.losses.criterion import Criterion
 from partseg.losses.term import LossInputs, Term
 from partseg.structures import Batch, EvalBatch, Sample
 from partseg.system import Prompts, Words
+from partseg.utils.devices import Precision
 from partseg.vocabulary.names import Vocabulary
 
 
@@ -35,7 +35,7 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         batch: Batch,
         clip_norm: float | None,
-        precision: Literal["fp32", "bf16"],
+        precision: Precision,
         prompt_sampling: PromptSampling | None = None,
         clock: Clock,
     ) -> None:

@@ -118,6 +118,7 @@ class ClipSeg(ClipSegBase):
     """One prompt per object-part and a learned background vector; one mask per prompt."""
 
     weight_layouts = LAYOUTS
+    passes = ("backbone.encode_tokens", "prompt_masks")
 
     def __init__(
         self,

@@ -19,7 +19,9 @@ from torch import Tensor
 from partseg.labels import presence
 from partseg.losses.term import compute_dtype
 from partseg.systems.clipseg.decoder import DecoderAttention
+from partseg.utils.devices import send
 from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.tables import table
 
 _TILE = 32
 """Rows per tile: one (image, class, prompt) fills its last tile with rows of weight 0."""
@@ -53,7 +55,10 @@ class MaskAttention:
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Maps A_c of all present classes, ordered by image, then class; `weights` are the masks on the token grid."""
+    """Maps A_c of all present classes, ordered by image, then class; `weights` are the masks on the token grid.
+
+    `image` and `object_part` are where the labels are, the rest where the attention is.
+    """
 
     image: Int[Tensor, " N"]
     object_part: Int[Tensor, " N"]
@@ -91,7 +96,10 @@ def masked_attention(
     vocabulary: Vocabulary,
     options: MaskAttention,
 ) -> AttentionMaps:
-    """A_c of eq. 6 for each object-part class present in each image's `labels` (object-part ids)."""
+    """A_c of eq. 6 for each object-part class present in each image's `labels` (object-part ids).
+
+    How many there are decides the shapes: with labels on the host nothing waits for the device.
+    """
     layers = _layers(attention, vocabulary=vocabulary, options=options)
     grid = layers[0].grid
     dtype = compute_dtype(layers[0].query)
@@ -100,13 +108,14 @@ def masked_attention(
     image, object_part = presence(labels, num_classes).nonzero(as_tuple=True)
     weights = masks[image, object_part].to(dtype)
 
-    tiles = _pack_rows(weights)
-    to_object = torch.as_tensor(vocabulary.object_of.copy(), device=labels.device)[object_part]
-    to_part = torch.as_tensor(vocabulary.part_of.copy(), device=labels.device)[object_part]
+    to_object = vocabulary.num_parts + table(vocabulary, "object_of", device=labels.device)[object_part]
+    to_part = table(vocabulary, "part_of", device=labels.device)[object_part]
+    tiles = _pack_rows(weights, image=image, prompts=(to_object, to_part), device=layers[0].query.device)
+    weights = send(weights, layers[0].query.device)
     total = torch.zeros_like(weights)
     for layer in layers:
-        for prompt in (vocabulary.num_parts + to_object, to_part):
-            total = total + _sum_rows(layer, image=image, prompt=prompt, tiles=tiles, dtype=dtype)
+        for prompt in tiles.prompts:
+            total = total + _sum_rows(layer, prompt=prompt, tiles=tiles, count=len(image), dtype=dtype)
     if options.normalise_by == "mask":
         weight_sum = weights.sum(1, keepdim=True)
         # A mask that vanished on the grid has no rows: its map stays 0.
@@ -138,14 +147,25 @@ def _layers(
 
 @dataclass(frozen=True)
 class _Tiles:
-    """Rows of all present classes in tiles: which class each tile belongs to, its cells and their weights."""
+    """Rows of all present classes in tiles: which class each tile belongs to, with its image and prompts, its cells and
+    their weights.
+    """
 
     pair: Int[Tensor, " tiles"]
+    image: Int[Tensor, " tiles"]
+    prompts: tuple[Int[Tensor, " tiles"], ...]
     cell: Int[Tensor, "tiles rows"]
     weight: Float[Tensor, "tiles rows"]
 
 
-def _pack_rows(weights: Float[Tensor, "N T"]) -> _Tiles:
+def _pack_rows(
+    weights: Float[Tensor, "N T"],
+    *,
+    image: Int[Tensor, " N"],
+    prompts: tuple[Int[Tensor, " N"], ...],
+    device: torch.device,
+) -> _Tiles:
+    """The rows of weight above 0, made where `weights` are and sent to `device`."""
     pair, cell = weights.nonzero(as_tuple=True)
     per_pair = (weights > 0).sum(1)
     tiles_per_pair = (per_pair + _TILE - 1) // _TILE
@@ -158,27 +178,27 @@ def _pack_rows(weights: Float[Tensor, "N T"]) -> _Tiles:
     values = torch.zeros(len(tile_pair) * _TILE, dtype=weights.dtype, device=weights.device)
     cells[slot] = cell
     values[slot] = weights[pair, cell]
-    return _Tiles(tile_pair, cells.view(-1, _TILE), values.view(-1, _TILE))
+    return _Tiles(
+        send(tile_pair, device),
+        send(image[tile_pair], device),
+        tuple(send(prompt[tile_pair], device) for prompt in prompts),
+        send(cells.view(-1, _TILE), device),
+        send(values.view(-1, _TILE), device),
+    )
 
 
 def _sum_rows(
-    layer: DecoderAttention,
-    *,
-    image: Int[Tensor, " N"],
-    prompt: Int[Tensor, " N"],
-    tiles: _Tiles,
-    dtype: torch.dtype,
+    layer: DecoderAttention, *, prompt: Int[Tensor, " tiles"], tiles: _Tiles, count: int, dtype: torch.dtype
 ) -> Float[Tensor, "N T"]:
     """sum_i w_i softmax(q_i k^T scale), mean over heads; CLS takes part in the softmax and is dropped afterwards."""
     heads = layer.query.shape[2]
-    tile_image, tile_prompt = image[tiles.pair], prompt[tiles.pair]
-    query = layer.query[tile_image[:, None], tile_prompt[:, None], :, 1 + tiles.cell]
+    query = layer.query[tiles.image[:, None], prompt[:, None], :, 1 + tiles.cell]
     query = query.transpose(1, 2).to(dtype) * layer.scale
-    key = layer.key[tile_image, tile_prompt].to(dtype)
+    key = layer.key[tiles.image, prompt].to(dtype)
     attention = torch.matmul(query, key.transpose(-1, -2)).softmax(-1)
     weight = (tiles.weight / heads).repeat(1, heads)[:, None]
     per_tile = torch.bmm(weight, attention.flatten(1, 2))[:, 0, 1:]
-    return per_tile.new_zeros(len(image), per_tile.shape[1]).index_add(0, tiles.pair, per_tile)
+    return per_tile.new_zeros(count, per_tile.shape[1]).index_add(0, tiles.pair, per_tile)
 
 
 def smooth(maps: Float[Tensor, "N rows columns"], sigma: float) -> Float[Tensor, "N rows columns"]:

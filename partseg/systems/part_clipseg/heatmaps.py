@@ -68,7 +68,7 @@ def measure(model: nn.Module, batch: Batch, *, options: MaskAttention, gamma: fl
     }
     criterion = Criterion(terms={name: {"weight": 1.0, "term": term} for name, term in terms.items()})
     _, values, outputs = loss_of(model, criterion, batch)
-    found = masked_attention(outputs.attention, batch.object_part, vocabulary=batch.vocabulary, options=options)
+    found = masked_attention(outputs.attention, batch.labels[0], vocabulary=batch.vocabulary, options=options)
     smoothed = smooth(found.maps, sigma)
     peaks = (smoothed.flatten(1) * (found.weights > 0)).amax(1)
     return Heatmaps(

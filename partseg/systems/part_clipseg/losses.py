@@ -26,13 +26,19 @@ from partseg.systems.part_clipseg.attention_maps import (
     smooth,
 )
 from partseg.systems.part_clipseg.network import ATTENTION
+from partseg.utils.devices import send
+from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.tables import table
 
 PartsOf = Literal["object", "image"]
 
 
 @dataclass(frozen=True)
 class _Members:
-    """Which maps count for which (image, object) pair: entry m says that map `map[m]` is a part of `group[m]`."""
+    """Which maps count for which (image, object) pair: entry m says that map `map[m]` is a part of `group[m]`.
+
+    The pairs are where the labels are, the entries where the maps are.
+    """
 
     image: Int[Tensor, " G"]
     object: Int[Tensor, " G"]
@@ -40,30 +46,36 @@ class _Members:
     group: Int[Tensor, " M"]
 
 
-def _object_pairs(batch: Batch, parts_of: PartsOf) -> Bool[Tensor, "B O"]:
+def _object_pairs(
+    object_part: Int[Tensor, "B H W"], objects: Int[Tensor, "B H W"], *, vocabulary: Vocabulary, parts_of: PartsOf
+) -> Bool[Tensor, "B O"]:
     """Pairs a term averages over. `object`: objects with a part label. `image`: all objects of images with any part."""
-    vocabulary = batch.vocabulary
-    parts = presence(batch.object_part, vocabulary.num_object_parts)
+    parts = presence(object_part, vocabulary.num_object_parts)
     if parts_of == "image":
-        return presence(batch.object, vocabulary.num_objects) & parts.any(1, keepdim=True)
-    object_of = torch.as_tensor(vocabulary.object_of.copy(), device=parts.device)
+        return presence(objects, vocabulary.num_objects) & parts.any(1, keepdim=True)
+    object_of = table(vocabulary, "object_of", device=parts.device)
     pairs = torch.zeros(len(parts), vocabulary.num_objects, dtype=torch.int, device=parts.device)
     return pairs.index_add(1, object_of, parts.int()) > 0
 
 
+def _count_pairs(batch: Batch, parts_of: PartsOf) -> Float[Tensor, ""]:
+    labels = batch.object_part, batch.object
+    return _object_pairs(*labels, vocabulary=batch.vocabulary, parts_of=parts_of).sum().double()
+
+
 def _members(batch: Batch, *, maps: AttentionMaps, parts_of: PartsOf) -> _Members:
-    image, obj = _object_pairs(batch, parts_of).nonzero(as_tuple=True)
+    image, obj = _object_pairs(*batch.labels, vocabulary=batch.vocabulary, parts_of=parts_of).nonzero(as_tuple=True)
     belongs = image[:, None] == maps.image
     if parts_of == "object":
-        object_of = torch.as_tensor(batch.vocabulary.object_of.copy(), device=image.device)
+        object_of = table(batch.vocabulary, "object_of", device=image.device)
         belongs = belongs & (obj[:, None] == object_of[maps.object_part])
     group, member = belongs.nonzero(as_tuple=True)
-    return _Members(image, obj, member, group)
+    return _Members(image, obj, send(member, maps.maps.device), send(group, maps.maps.device))
 
 
 def _maps(inputs: LossInputs, options: MaskAttention) -> AttentionMaps:
     def compute() -> AttentionMaps:
-        labels = inputs.batch.object_part
+        labels, _ = inputs.batch.labels
         return masked_attention(inputs.outputs.attention, labels, vocabulary=inputs.batch.vocabulary, options=options)
 
     return inputs.shared(options, compute)
@@ -126,7 +138,7 @@ class Separation:
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """(image, object) pairs (`pairs`)."""
-        return {"pairs": _object_pairs(batch, self.parts_of).sum().double()}
+        return {"pairs": _count_pairs(batch, self.parts_of)}
 
     def __call__(self, inputs: LossInputs, counts: Mapping[str, Tensor]) -> Tensor:
         maps = _maps(inputs, self.maps)
@@ -142,10 +154,11 @@ class Separation:
         return _mean(ratio, counts, divide_by_batch=self.divide_by_batch)
 
     def _object_masks(self, inputs: LossInputs, members: _Members, *, grid: tuple[int, int]) -> Bool[Tensor, "G T"]:
+        _, objects = inputs.batch.labels
         masks = downsample_masks(
-            inputs.batch.object, inputs.batch.vocabulary.num_objects, grid=grid, mode=self.maps.mask_downsample
+            objects, inputs.batch.vocabulary.num_objects, grid=grid, mode=self.maps.mask_downsample
         )
-        return masks[members.image, members.object] > 0
+        return send(masks[members.image, members.object] > 0, members.map.device)
 
 
 def _sum_groups(values: Float[Tensor, "M T"], members: _Members) -> Float[Tensor, "G T"]:
@@ -205,7 +218,7 @@ class Enhancement:
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """(image, object) pairs (`pairs`)."""
-        return {"pairs": _object_pairs(batch, self.parts_of).sum().double()}
+        return {"pairs": _count_pairs(batch, self.parts_of)}
 
     def __call__(self, inputs: LossInputs, counts: Mapping[str, Tensor]) -> Tensor:
         maps = _maps(inputs, self.maps)

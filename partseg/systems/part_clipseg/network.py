@@ -29,6 +29,7 @@ from partseg.systems.part_clipseg.weights import LAYOUTS
 from partseg.text.templates import TemplateLike
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.phrases import Phrases
+from partseg.vocabulary.tables import on_device
 
 ATTENTION = "attention."
 """Beginning of the names under which loss terms read decoder layers: "attention.2"."""
@@ -42,11 +43,16 @@ class PartClipSegOutputs(Outputs):
 
 
 class PairIndex(NamedTuple):
-    """Per object-part: its object, its part, and the prompt (parts, then objects) that is read as the object's text."""
+    """Of which rows each object-part is made, background last.
 
-    object_of: Int[Tensor, " K"]
-    part_of: Int[Tensor, " K"]
-    text_row: Int[Tensor, " K"]
+    `part` and `object` are rows of the tokens by part and by object, with background as the last row of each;
+    `part_text` and `object_text` the prompts (parts, objects, background) that are read as their texts.
+    """
+
+    part: Int[Tensor, " K+1"]
+    object: Int[Tensor, " K+1"]
+    part_text: Int[Tensor, " K+1"]
+    object_text: Int[Tensor, " K+1"]
 
 
 @dataclass(frozen=True)
@@ -77,11 +83,16 @@ class PartClipSegPrompts:
 
 def pair_index(vocabulary: Vocabulary, *, official: bool, device: torch.device) -> PairIndex:
     """Which tokens and prompts make each object-part of a vocabulary."""
-    object_of, part_of = (torch.from_numpy(ids.copy()) for ids in (vocabulary.object_of, vocabulary.part_of))
-    text_row = vocabulary.num_parts + object_of
-    if official:
-        text_row = torch.tensor(official_text_rows(vocabulary))[object_of]
-    return PairIndex(object_of.to(device), part_of.to(device), text_row.to(device))
+
+    def rows() -> np.ndarray:
+        num_parts, num_objects = vocabulary.num_parts, vocabulary.num_objects
+        text = official_text_rows(vocabulary) if official else range(num_parts, num_parts + num_objects)
+        part, obj = np.append(vocabulary.part_of, num_parts), np.append(vocabulary.object_of, num_objects)
+        background = num_parts + num_objects
+        part_text, object_text = np.append(part[:-1], background), np.append(np.array(text)[obj[:-1]], background)
+        return np.stack([part, obj, part_text, object_text])
+
+    return PairIndex(*on_device(vocabulary, f"pair_index {official}", device=device, make=rows))
 
 
 def official_text_rows(vocabulary: Vocabulary) -> list[int]:
@@ -126,6 +137,7 @@ class PartClipSeg(ClipSegBase):
     """
 
     weight_layouts = LAYOUTS
+    passes = ("backbone.encode_tokens", "dense_pass")
 
     def __init__(
         self,
@@ -228,9 +240,28 @@ class PartClipSeg(ClipSegBase):
         reads: frozenset[str] = frozenset(),
         attention_layers: tuple[int, ...] = (),
     ) -> PartClipSegOutputs:
-        """The network without names: what torch.compile sees."""
+        """What `reads` names of the logits, and the attention layers asked for."""
+        return self.dense_pass(
+            images,
+            prompts.all(),
+            prompts.pairs,
+            num_parts=len(prompts.part),
+            reads=reads,
+            attention_layers=attention_layers,
+        )
+
+    def dense_pass(
+        self,
+        images: Tensor,
+        embeddings: Float[Tensor, "E D"],
+        pairs: PairIndex,
+        *,
+        num_parts: int,
+        reads: frozenset[str],
+        attention_layers: tuple[int, ...],
+    ) -> PartClipSegOutputs:
+        """`segment` without names: what `train.compile` compiles."""
         grid = self.backbone.grid(images)
-        embeddings, num_parts = prompts.all(), len(prompts.part)
         tokens, attention = self.decoder.tokens(
             self.reduce_image(images), embeddings, grid=grid, attention_layers=attention_layers
         )
@@ -238,7 +269,7 @@ class PartClipSeg(ClipSegBase):
         last = tokens.shape[1] if "object" in reads else num_parts
         logits = self.decoder.masks(self.decoder.head, tokens[:, first:last], grid=grid) if first < last else None
         return PartClipSegOutputs(
-            object_part=self._pair_masks(tokens, embeddings, num_parts, prompts.pairs, grid=grid)
+            object_part=self._pair_masks(tokens, embeddings, num_parts, pairs, grid=grid)
             if "object_part" in reads
             else None,
             object=None if logits is None or "object" not in reads else logits[:, num_parts - first :],
@@ -259,15 +290,10 @@ class PartClipSeg(ClipSegBase):
         part, obj = self.pair.split_project(
             torch.cat([tokens[:, :num_parts], tokens[:, -1:]], dim=1), tokens[:, num_parts:]
         )
-        part_rows = F.pad(index.part_of, (0, 1), value=num_parts)
-        object_rows = F.pad(index.object_of, (0, 1), value=obj.shape[1] - 1)
-        last = len(prompts) - 1
-        part_text = prompts[F.pad(index.part_of, (0, 1), value=last)]
-        object_text = prompts[F.pad(index.text_row, (0, 1), value=last)]
-        text = self.pair.text(torch.cat([object_text, part_text], dim=1))
+        text = self.pair.text(torch.cat([prompts[index.object_text], prompts[index.part_text]], dim=1))
 
         def run(pairs: slice) -> Tensor:
-            return self.pair.masks(part[:, part_rows[pairs]] + obj[:, object_rows[pairs]], text[pairs], grid=grid)
+            return self.pair.masks(part[:, index.part[pairs]] + obj[:, index.object[pairs]], text[pairs], grid=grid)
 
         return over_prompts(
             run, len(text), chunk=self.decoder.chunk(tokens, masks=True), recompute=self.decoder.checkpointing
