@@ -78,9 +78,10 @@ def check_data(table: Table, options: Options) -> None:
                 f"row {row.system!r} needs {row.dataset} under {root}, and {root.parent} is empty or absent: prepare "
                 "it (datasets/README.md), give --override data_root=<folder>, or try the pipeline with --smoke"
             )
-        source = config.init_from
-        if source and str(source).endswith((".pt", ".pth", ".bin", ".safetensors")) and not Path(source).is_file():
-            raise FileNotFoundError(f"row {row.system!r}: init_from={source} is not there")
+        start = config.init_from or []
+        for source in [start] if isinstance(start, str) else start:
+            if source.endswith((".pt", ".pth", ".bin", ".safetensors")) and not Path(source).is_file():
+                raise FileNotFoundError(f"row {row.system!r}: init_from={source} is not there")
 
 
 def run_jobs(todo: Sequence[Job], console: Console) -> None:

@@ -116,7 +116,7 @@ class Settings:
     seed: Seed
     data_root: Text
     output_root: Text
-    init_from: Text | None
+    init_from: Text | tuple[Text, ...] | None
     resume: Text
     plugins: tuple[Text, ...]
     train: Training

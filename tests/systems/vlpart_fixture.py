@@ -91,6 +91,7 @@ class Fixture:
                 mask_channels=mask["channels"],
                 mask_convs=mask["convs"],
                 temperature=roi["temperature"],
+                top_proposals=self.settings["losses"]["image_top_proposals"],
             ),
             detection=Detection(test["score_threshold"], test["nms"], test["detections"], grouping=None),
             trainable=["rpn.*", "heads.*", "backbone.fpn.*", "backbone.body.net.layer[234].*"],

@@ -99,5 +99,3 @@ class Pyramid(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """P2..P6 of normalised pictures whose sides are multiples of 32."""
         return list(self.fpn({f"c{number}": level for number, level in enumerate(self.body(images), 2)}).values())
-
-

@@ -64,9 +64,7 @@ def weighted(
     return (chances * objectness[:, None]).sqrt() if settings.objectness else chances
 
 
-def select(
-    boxes: Float[Tensor, "R 4"], scores: Float[Tensor, "R C+1"], *, size: Size, settings: Detection
-) -> Found:
+def select(boxes: Float[Tensor, "R 4"], scores: Float[Tensor, "R C+1"], *, size: Size, settings: Detection) -> Found:
     """The best instances of one image: above the threshold, suppressed within each class."""
     boxes = clip_boxes_to_image(boxes, size)
     region, classes = (scores[:, :-1] > settings.score_threshold).nonzero(as_tuple=True)

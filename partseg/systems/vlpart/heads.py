@@ -39,6 +39,8 @@ class HeadShape:
     mask_channels: int = 256
     mask_convs: int = 4
     temperature: float = 50.0
+    top_proposals: int = 128
+    """Best proposals of an image, of which one is taken for an image label (Detic's number)."""
 
 
 @dataclass(frozen=True)

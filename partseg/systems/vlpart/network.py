@@ -141,15 +141,11 @@ class VlPart(nn.Module):
     ) -> VlPartOutputs:
         if source.kind == "image":
             labels = training.labels_of(batch, names)
-            return training.train_on_labels(
-                self.heads, features, proposals, labels, names, kind="image", sizes=sizes
-            )
+            return training.train_on_labels(self.heads, features, proposals, labels, names, kind="image", sizes=sizes)
         truth = training.truth_of(batch, names)
         if source.kind == "pseudo" and self.pseudo_rule == "score":
             classes = tuple(each.classes for each in truth)
-            return training.train_on_labels(
-                self.heads, features, proposals, classes, names, kind="pseudo", sizes=sizes
-            )
+            return training.train_on_labels(self.heads, features, proposals, classes, names, kind="pseudo", sizes=sizes)
         found = training.train_on_boxes(
             self.heads,
             features,
@@ -196,8 +192,6 @@ class VlPart(nn.Module):
         counts = [len(each) for each in boxes]
         chances = detect.mean_chances(logits).split(counts)
         return [
-            detect.select(
-                box, detect.weighted(chance, score, self.detection), size=size, settings=self.detection
-            )
+            detect.select(box, detect.weighted(chance, score, self.detection), size=size, settings=self.detection)
             for box, chance, score, size in zip(boxes, chances, proposals.scores, sizes)
         ]

@@ -10,7 +10,7 @@ from open_clip.model import _build_text_tower
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
-from partseg.backbones.clip_vit import clip_config, spread_text_tower
+from partseg.backbones.clip_vit import clip_config, spread_text_tower, text_features
 from partseg.text.encoder import PromptCache, encode_prompts
 
 
@@ -39,11 +39,13 @@ class TextTower(nn.Module):
 
     def encode_tokens(self, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"]:
         """Projected, not normalised features at the end token."""
-        return self.clip(tokens)
+        return text_features(self.clip, tokens)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "N D"]:
         """Features of the prompts; each distinct one is computed once."""
         device = self.clip.positional_embedding.device
         weights = list(self.clip.parameters())
         with torch.no_grad():
-            return self._prompts.features(prompts, lambda new: encode_prompts(self, new, device=device), weights=weights)
+            return self._prompts.features(
+                prompts, lambda new: encode_prompts(self, new, device=device), weights=weights
+            )

@@ -21,9 +21,6 @@ from partseg.systems.vlpart.heads import MASK_SIDE, Heads, Regions, StageOutputs
 from partseg.systems.vlpart.names import Kind, Names, Source, class_names
 from partseg.systems.vlpart.proposals import AnchorSample, Proposals
 
-TOP_PROPOSALS = 128
-"""Proposals of an image of which one is taken for an image label (Detic's number, kept by VLPart)."""
-
 
 @dataclass(frozen=True)
 class TrainedStage:
@@ -85,9 +82,7 @@ def truth_of(batch: Batch, names: Names) -> list[Truth]:
     for instances in batch.instances:
         classes = names.classes_of(instances.level, instances.label)
         kept = classes >= 0
-        truth.append(
-            Truth(instances.boxes[kept], classes[kept], instances.masks[kept], instances.has_mask[kept])
-        )
+        truth.append(Truth(instances.boxes[kept], classes[kept], instances.masks[kept], instances.has_mask[kept]))
     return truth
 
 
@@ -99,7 +94,9 @@ def labels_of(batch: Batch, names: Names) -> tuple[Int[Tensor, " L"], ...]:
             "model.sources.<name>.kind and levels"
         )
     device = batch.images.device
-    return tuple(torch.tensor(labels, dtype=torch.long, device=device) + len(names.parts) for labels in batch.image_labels)
+    return tuple(
+        torch.tensor(labels, dtype=torch.long, device=device) + len(names.parts) for labels in batch.image_labels
+    )
 
 
 def train_on_boxes(
@@ -143,10 +140,9 @@ def train_on_labels(
     *,
     kind: Kind,
     sizes: Sequence[Size],
-    top: int = TOP_PROPOSALS,
 ) -> VlPartOutputs:
     """The best proposals through all stages, for labels that no region is matched with."""
-    boxes, rows, stages = [each[:top] for each in proposals.boxes], names.rows, []
+    boxes, rows, stages = [each[: heads.shape.top_proposals] for each in proposals.boxes], names.rows, []
     for stage in range(len(heads.stages)):
         found = heads.run(stage, features, boxes, rows)
         stages.append(TrainedStage(found))
@@ -161,9 +157,7 @@ def _offsets(heads: Heads, stage: int, regions: Sequence[Regions], truth: Sequen
     return heads.coders[stage].encode_single(wanted, boxes)
 
 
-def _masks(
-    heads: Heads, features: Sequence[Tensor], regions: Sequence[Regions], truth: Sequence[Truth]
-) -> MaskOutputs:
+def _masks(heads: Heads, features: Sequence[Tensor], regions: Sequence[Regions], truth: Sequence[Truth]) -> MaskOutputs:
     boxes, targets = [], []
     for region, true in zip(regions, truth):
         on_mask = region.instance >= 0
@@ -190,4 +184,3 @@ def _class_weights(classes: Int[Tensor, " R"], source: Source, names: Names) -> 
     weights = torch.zeros(count + 1, device=classes.device)
     weights[appeared] = 1
     return weights[:-1]
-

@@ -47,7 +47,8 @@ _CASCADE = (*_FPN, *_HEADS, *_stages("{0}."))
 
 def _one_stage(name: str) -> Link | None:
     theirs = rename(name, (*_ONE_STAGE, *_RESNET))
-    return Link(name, theirs) if theirs and not name.startswith("heads.stages.1") else None
+    later = name.startswith("heads.stages.") and not name.startswith("heads.stages.0.")
+    return Link(name, theirs) if theirs and not later else None
 
 
 def _cascade(name: str) -> Link | None:
@@ -84,7 +85,9 @@ _UNUSED = (
 )
 """Beside counters and tables: the text matrices and class frequencies of the training vocabulary."""
 
-VLPART = WeightLayout("vlpart", ("roi_heads.box_head.fc1.weight",), _one_stage, unused=_UNUSED, complete=_with_constants)
+VLPART = WeightLayout(
+    "vlpart", ("roi_heads.box_head.fc1.weight",), _one_stage, unused=_UNUSED, complete=_with_constants
+)
 VLPART_CASCADE = WeightLayout(
     "vlpart_cascade", ("roi_heads.box_head.0.fc1.weight",), _cascade, unused=_UNUSED, complete=_with_constants
 )
