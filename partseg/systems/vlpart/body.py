@@ -20,12 +20,12 @@ STRIDES = (4, 8, 16, 32, 64)
 
 
 class ResNetBody(nn.Module):
-    """C2..C5 of a bottleneck ResNet whose batch normalisation is frozen; `widths` are the bottlenecks' inner channels."""
+    """C2..C5 of a bottleneck ResNet with frozen batch normalisation; `widths` are the bottlenecks' inner channels."""
 
     def __init__(self, *, depths: Sequence[int] = (3, 4, 6, 3), widths: Sequence[int] = (64, 128, 256, 512)) -> None:
         super().__init__()
         # timm starts the last norm of a block at 0, which a frozen norm would never leave
-        net = ResNet(Bottleneck, tuple(depths), channels=tuple(widths), num_classes=0, zero_init_last=False)
+        net = ResNet(Bottleneck, tuple(depths), channels=tuple(widths), num_classes=0, zero_init_last=False)  # type: ignore[arg-type]
         self.net = freeze_batch_norm_2d(net)
         self.channels = tuple(width * Bottleneck.expansion for width in widths)
 
@@ -70,7 +70,7 @@ class SwinBody(nn.Module):
             strict_img_size=False,
         )
         self.net.norm = nn.Identity()  # the outputs have norms of their own
-        self.net.head = nn.Identity()
+        self.net.head = nn.Identity()  # type: ignore[assignment]
         for module in self.net.modules():
             if isinstance(module, SwinTransformerBlock):
                 module.__class__ = _PaddedBlock

@@ -98,7 +98,7 @@ def segments(
     return every if settings.grouping is None else grouped(every, names, share=settings.grouping)
 
 
-def pasted(chances: Float[Tensor, "m m"], box: Float[np.ndarray, "4"], size: Size) -> dict[str, object]:
+def pasted(chances: Float[Tensor, "m m"], box: Float[np.ndarray, 4], size: Size) -> dict[str, object]:
     """RLE of a mask inside its box, at the photo's size: sampled at pixel centres, above 0.5, as in detectron2.
 
     torchvision's paste_masks_in_image resizes into whole-number boxes; 0.1 % of the pixels differ.

@@ -97,13 +97,14 @@ class BoxStage(nn.Module):
         super().__init__()
         self.fc = TwoMLPHead(channels * 7 * 7, hidden)
         self.embed = nn.Linear(hidden, text_dim)
-        self.offsets = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, 4))
+        inner, last = nn.Linear(hidden, hidden), nn.Linear(hidden, 4)
+        self.offsets = nn.Sequential(inner, nn.ReLU(inplace=True), last)
         self.temperature = temperature
-        for layer in (self.fc.fc6, self.fc.fc7, self.offsets[0]):
+        for layer in (self.fc.fc6, self.fc.fc7, inner):
             nn.init.kaiming_uniform_(layer.weight, a=1)  # Caffe2's xavier
+        nn.init.normal_(last.weight, std=0.001)
+        for layer in (self.fc.fc6, self.fc.fc7, inner, last):
             nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.offsets[2].weight, std=0.001)
-        nn.init.zeros_(self.offsets[2].bias)
 
     def forward(self, pooled: Float[Tensor, "R c 7 7"], rows: Float[Tensor, "C+1 D"]) -> tuple[Tensor, Tensor]:
         """Logits against the rows of the text matrix, which are normalised or 0, and box offsets."""
@@ -158,7 +159,8 @@ class Heads(nn.Module):
             # every stage sends a gradient into the features: each has its share
             share = 1 / len(self.stages)
             pooled = pooled * share + pooled.detach() * (1 - share)
-        return StageOutputs(*self.stages[stage](pooled, rows), boxes)
+        logits, deltas = self.stages[stage](pooled, rows)
+        return StageOutputs(logits, deltas, boxes)
 
     def refined(self, stage: int, outputs: StageOutputs, sizes: Sequence[Size]) -> list[Float[Tensor, "r 4"]]:
         """The boxes that a stage's offsets give, cut to the images, without gradient."""
