@@ -55,7 +55,7 @@ def export(
     """
     shards = range(-(-len(dataset) // options.shard_size))
     what = _description(dataset, options)
-    distributed.from_main(lambda: _claim(folder, what))
+    distributed.from_main(lambda: claim(folder, what))
     todo = [shard for shard in shards if not shard_path(folder, shard).is_file()]
     mine = todo[distributed.rank() :: distributed.world_size()]
     done = 0
@@ -90,7 +90,7 @@ def _description(dataset: PartSegDataset, options: ExportOptions) -> dict[str, A
     }
 
 
-def _claim(folder: Path, what: Mapping[str, Any]) -> None:
+def claim(folder: Path, what: Mapping[str, Any]) -> None:
     """Note what the folder is for; ValueError where it is for something else."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "export.json"
