@@ -1,7 +1,7 @@
 """Pseudo parts for photos of which only the object is known: parsed from labelled pictures that look alike.
 
     python tools/parse_parts.py ckpt=output/base dino=dino_vits8.safetensors base=pascal_part_93 \\
-        photos=imagenet folders='{dog: [n02085620], bus: [n04487081]}' output=labels/parsed
+        photos=imagenet folders='{dog: [n02085620], bus: [n04146614]}' output=labels/parsed
 
 Arguments are key=value:
     ckpt        the base detector: a .pt file or a run directory of VLPart (required)
