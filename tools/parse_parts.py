@@ -73,7 +73,6 @@ class Options:
             raise ValueError(f"shard_size={self.shard_size} starts at 1, short_side={self.short_side} at 8")
 
 
-@torch.inference_mode()
 def main(options: Options) -> int:
     model, seen, _ = load_model(options.ckpt)
     if not isinstance(model, VlPart):
@@ -91,12 +90,12 @@ def main(options: Options) -> int:
         all_seen=True,
         name="photos",
     )
-    parser = Parser(
-        model.to(device), load_dino(options.dino).to(device), base, seen=seen, short_side=options.short_side
-    )
     vocabulary = as_vocabulary(words)
     shards = range(-(-len(photos) // options.shard_size))
     claim(options.output, description(options, photos, vocabulary))
+    with torch.inference_mode():
+        dino = load_dino(options.dino).to(device)
+        parser = Parser(model.to(device), dino, base, seen=seen, short_side=options.short_side)
     for shard in shards[options.process :: options.processes]:
         path = options.output / f"shard-{shard:05d}.json"
         if path.is_file():
@@ -106,7 +105,8 @@ def main(options: Options) -> int:
         for record in photos.records[first : first + options.shard_size]:
             photo = io.read_image(record.file_name)
             owner = photos.label_vocabulary.label_objects[record.image_labels[0]]
-            found.append((record, photo, parser(photo, owner=owner, vocabulary=vocabulary)))
+            with torch.inference_mode():
+                found.append((record, photo, parser(photo, owner=owner, vocabulary=vocabulary)))
         write_atomic(path, json_bytes(document(found, vocabulary)))
         print(f"{path}: {sum(bool(parts) for *_, parts in found)} of {len(found)} photos have parts")
     if all((options.output / f"shard-{shard:05d}.json").is_file() for shard in shards):

@@ -164,10 +164,15 @@ def _masks(heads: Heads, features: Sequence[Tensor], regions: Sequence[Regions],
         on_mask[on_mask.clone()] = true.has_mask[region.instance[on_mask]]
         chosen, instance = region.boxes[on_mask], region.instance[on_mask]
         boxes.append(chosen)
-        rois = torch.cat([instance[:, None].to(chosen.dtype), chosen], 1)
-        cut = roi_align(true.masks[:, None].to(chosen.dtype), rois, MASK_SIDE, sampling_ratio=0, aligned=True)
-        targets.append(cut[:, 0] >= 0.5)
+        targets.append(cut(true, instance, chosen))
     return MaskOutputs(heads.masks(features, boxes), torch.cat(targets))
+
+
+def cut(truth: Truth, instance: Int[Tensor, " F"], boxes: Float[Tensor, "F 4"]) -> Bool[Tensor, "F 28 28"]:
+    """What each box shows of its instance's mask; half a cell counts."""
+    rois = torch.cat([instance[:, None].to(boxes.dtype), boxes], 1)
+    shown = roi_align(truth.masks[:, None].to(boxes.dtype), rois, MASK_SIDE, sampling_ratio=0, aligned=True)
+    return shown[:, 0] >= 0.5
 
 
 def _class_weights(classes: Int[Tensor, " R"], source: Source, names: Names) -> Float[Tensor, " C"] | None:
