@@ -33,6 +33,7 @@ from partseg.prediction import Prediction
 from partseg.requests import GivenMask, Request, object_map, per_image
 from partseg.structures import Sample
 from partseg.system import Explains, Words
+from partseg.utils.devices import autocast
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.phrases import Phrases
 from partseg.vocabulary.words import VocabularyLike, as_vocabulary

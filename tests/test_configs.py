@@ -68,6 +68,13 @@ def test_experiment_opens_with_what_a_user_needs_to_know(name):
         assert word in header
 
 
+@pytest.mark.parametrize("name", [name for name in COMPOSED if name not in PAPER])
+def test_every_experiment_binds(name):
+    cfg = config.compose("train", [f"experiment={name}"])
+    config.bind(cfg)
+    assert cfg.name == name and {metric.split("/")[0] for metric in cfg.best.metrics} <= set(cfg.evaluator)
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_every_experiment_has_the_papers_recipe(name):
     cfg = config.compose("train", [f"experiment={name}"])

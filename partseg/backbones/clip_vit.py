@@ -164,20 +164,24 @@ class ClipBackbone(nn.Module):
 
     def encode_tokens(self, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"]:
         """Projected, not normalised features at the end token; L may be anything up to the context length."""
-        clip = self.clip
         with torch.set_grad_enabled(_train(self._text_parameters()) and torch.is_grad_enabled()):
-            x = clip.token_embedding(tokens) + clip.positional_embedding[: tokens.shape[1]]
-            for block in clip.transformer.resblocks:
-                x = _run_block(block, x, causal=True)
-            # The end token has the largest id. Only its row is needed from here on, so norm and projection see one row.
-            end = clip.ln_final(x[torch.arange(x.shape[0], device=x.device), tokens.argmax(dim=1)])
-            return end @ clip.text_projection
+            return text_features(self.clip, tokens)
 
     def _text_parameters(self) -> Iterator[nn.Parameter]:
         clip = self.clip
         yield from (clip.positional_embedding, clip.text_projection)
         for module in (clip.token_embedding, clip.transformer, clip.ln_final):
             yield from module.parameters()
+
+
+def text_features(clip: nn.Module, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"]:
+    """Projected, not normalised features at the end token, by the text tower of a CLIP or by that tower alone."""
+    x = clip.token_embedding(tokens) + clip.positional_embedding[: tokens.shape[1]]  # type: ignore[operator,index]
+    for block in clip.transformer.resblocks:  # type: ignore[union-attr]
+        x = _run_block(block, x, causal=True)
+    # The end token has the largest id. Only its row is needed from here on, so norm and projection see one row.
+    end = clip.ln_final(x[torch.arange(x.shape[0], device=x.device), tokens.argmax(dim=1)])  # type: ignore[operator]
+    return end @ clip.text_projection
 
 
 @torch.no_grad()

@@ -49,6 +49,9 @@ def read_coco(path: str | Path, *, optional: Collection[str] = ()) -> dict[str, 
     if lacking:
         raise ValueError(f"{path} is not a COCO file: it lacks {lacking}")
     data = {**data, "categories": data.get("categories") or []}
+    for image in data["images"] if isinstance(data["images"], list) else ():
+        if isinstance(image, dict) and "file_name" not in image and isinstance(image.get("coco_url"), str):
+            image["file_name"] = "/".join(image["coco_url"].rsplit("/", 2)[-2:])  # LVIS: train2017/000000391895.jpg
     for kind, fields in _FIELDS.items():
         if not isinstance(data[kind], list):
             raise ValueError(f"{path} is not a COCO file: {kind!r} is {type(data[kind]).__name__}, not a list")

@@ -1,7 +1,8 @@
 """Records from COCO-style JSON: instances of objects and parts (masks or boxes, parents, scores) and phrases.
 
 Categories are matched by name with the vocabulary: "dog" is an object, "dog's head", "dog:head" and "dog head" are its
-part. This is also the form in which partseg writes predictions that another training takes as labels.
+part. This is also the form in which partseg writes predictions that another training takes as labels, and PACO, LVIS
+and COCO are read like this with `vocabulary="categories"`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def coco_style(
     all_seen: bool = False,
     unseen_objects: Sequence[str] | None = None,
     min_score: float = 0.0,
+    require_masks: bool = False,
     name: str = "coco_style",
 ) -> PartSegDataset:
     """Split of a data set whose labels are COCO JSON files.
@@ -41,16 +43,24 @@ def coco_style(
     `images` is the folder that `file_name`s are relative to and `annotations` the file, several or a glob (shards),
     each below `root`, or per split a mapping of them; "{split}" stands for the split. Annotations may name their object
     with `parent_id` (the id of another annotation), carry a `score`, of which `min_score` is asked, and `phrases`, a
-    list of wordings, which need no category. Crowd, broken and empty annotations are left out and counted in
-    `skipped`; images of which none is left stay, as unlabelled ones.
+    list of wordings, which need no category. Crowd, broken and empty annotations, and boxes outside the image, are left
+    out and counted in `skipped`; images of which none is left stay, as unlabelled ones. `vocabulary="categories"` takes
+    the files' own names, and `require_masks` refuses annotations that are boxes only.
     """
     root = Path(root).expanduser()
-    labels = as_vocabulary(vocabulary).with_unseen(unseen_objects)
     folder = root / _of_split(images, split, "images")
+    files = [
+        (path, coco.read_coco(path, optional=("category_id",)))
+        for path in _files(root, _of_split(annotations, split, "annotations"))
+    ]
+    labels = words_of(files, name=name) if vocabulary == "categories" else as_vocabulary(vocabulary)
+    labels = labels.with_unseen(unseen_objects)
     skipped: dict[str, int] = {}
     records: list[Record] = []
-    for path in _files(root, _of_split(annotations, split, "annotations")):
-        records += _records(path, folder, labels, skipped, min_score)
+    for path, data in files:
+        records += _records(data, path, folder, labels, skipped, min_score)
+    if require_masks:
+        _check_masks(records, name)
     names = [record.image_id for record in records]
     if len(set(names)) < len(names):
         repeated = sorted({n for n in names if names.count(n) > 1})[:3]
@@ -92,8 +102,44 @@ def _files(root: Path, names: str | Sequence[str]) -> list[Path]:
     return found
 
 
-def _records(path: Path, folder: Path, labels: Vocabulary, skipped: dict[str, int], min_score: float) -> list[Record]:
-    data = coco.read_coco(path, optional=("category_id",))
+def words_of(files: Sequence[tuple[Path, Mapping[str, Any]]], *, name: str) -> Vocabulary:
+    """The categories of the files as a vocabulary: "dog:head" is a part of "dog", all others are objects.
+
+    Prompts say "trash can" for "trash_can". ValueError for parts whose object is no category.
+    """
+    listed = [str(category["name"]) for _, data in files for category in data["categories"]]
+    names = list(dict.fromkeys(listed))
+    pairs = [(owner, part) for owner, colon, part in (each.partition(":") for each in names) if colon]
+    objects = [each for each in names if ":" not in each]
+    owners = [owner for owner in dict.fromkeys(owner for owner, _ in pairs) if owner not in objects]
+    if not names:
+        raise ValueError(f"{files[0][0]} has no categories: give dataset.vocabulary=<YAML file>")
+    words = {word for pair in pairs for word in pair} | set(objects)
+    return Vocabulary(
+        pairs=tuple(pairs),
+        label_objects=(*objects, *owners),
+        name=name,
+        prompt_names={word: word.replace("_", " ") for word in sorted(words) if "_" in word},
+    )
+
+
+def _check_masks(records: Sequence[Record], name: str) -> None:
+    boxes = [record for record in records if any(a.segmentation is None for a in record.annotations or ())]
+    if boxes:
+        raise ValueError(
+            f"{len(boxes)} images of {name!r} have annotations without a mask, the first is {boxes[0].file_name}; "
+            "set dataset.require_masks=false to train on their boxes"
+        )
+
+
+def _records(
+    data: Mapping[str, Any],
+    path: Path,
+    folder: Path,
+    labels: Vocabulary,
+    skipped: dict[str, int],
+    min_score: float,
+) -> list[Record]:
     names = _category_labels(data.get("categories") or (), labels, path)
     by_image: dict[Any, list[Mapping[str, Any]]] = {image["id"]: [] for image in data["images"]}
     for annotation in data["annotations"]:
@@ -123,6 +169,9 @@ def _record(
         segmentation = None if box_only else coco.usable_segmentation(annotation, skipped)
         if segmentation is None and not box_only:
             continue
+        if box_only and (fault := _box_fault(_box(annotation, path), image)):
+            skipped[fault] = skipped.get(fault, 0) + 1
+            continue
         if annotation.get("phrases") and segmentation is not None:
             phrases.append(Phrase(tuple(map(str, annotation["phrases"])), segmentation))
         if annotation.get("category_id") in names:
@@ -137,13 +186,15 @@ def _record(
     found = []
     for annotation, segmentation in kept:
         level, label = names[annotation["category_id"]]
-        parent_id = annotation.get("parent_id")
+        # PACO says obj_ann_id, which of an object is its own id
+        parent_id = annotation.get("parent_id", annotation.get("obj_ann_id"))
         if parent_id is not None and parent_id not in ids:
             raise ValueError(
                 f"{path}: annotation {annotation.get('id')} has parent_id {parent_id!r:.40}, which no annotation of "
                 "its image has"
             )
-        parent = None if parent_id is None else places.get(parent_id)  # None, too, for one that was left out
+        known_parent = parent_id not in (None, annotation.get("id"))
+        parent = places.get(parent_id) if known_parent else None  # None, too, for one that was left out
         found.append(Annotation(level, label, segmentation, _box(annotation, path), parent, annotation.get("score")))
     known = _image_labels(image, names, path)
     return Record(
@@ -195,6 +246,16 @@ def _box(annotation: Mapping[str, Any], path: Path) -> tuple[float, float, float
         )
     left, top, width, height = map(float, values)
     return left, top, left + width, top + height
+
+
+def _box_fault(box: tuple[float, float, float, float] | None, image: Mapping[str, Any]) -> str | None:
+    """Why a box is of no use, or None."""
+    assert box is not None
+    left, top, right, bottom = box
+    if right <= left or bottom <= top:
+        return "empty_box"
+    width, height = image.get("width") or float("inf"), image.get("height") or float("inf")
+    return "box_outside_image" if right <= 0 or bottom <= 0 or left >= width or top >= height else None
 
 
 def _category_labels(

@@ -28,8 +28,8 @@ class TrainSampler(Sampler):
 
     Every micro-batch of all ranks together comes from one source, drawn with probability proportional to its weight;
     each rank takes a contiguous slice of it, so that what the ranks see together is the same for any `world_size`.
-    Epoch e of a source is a permutation from (seed, e). `start` is the number of micro-batches to skip: the stream from
-    there on equals the tail of the stream from 0.
+    Epoch e of a source is a permutation from (seed, e); a source with `chances` is drawn from with replacement.
+    `start` is the number of micro-batches to skip: the stream from there on equals the tail of the stream from 0.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class TrainSampler(Sampler):
         *,
         micro_batch_size: int,
         weights: Sequence[float] = (1.0,),
+        chances: Sequence[np.ndarray | None] = (),
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -57,6 +58,7 @@ class TrainSampler(Sampler):
         self.lengths = tuple(lengths)
         self.micro_batch_size = micro_batch_size
         self.weights = np.asarray(weights, np.float64) / np.sum(weights)
+        self.chances = tuple(chances) or (None,) * len(lengths)
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -74,10 +76,17 @@ class TrainSampler(Sampler):
                 for position in range(first, first + local):
                     epoch = position // length
                     if orders.get(source, (-1,))[0] != epoch:
-                        orders[source] = epoch, np.random.default_rng([self.seed, epoch]).permutation(length)
+                        orders[source] = epoch, self._order(int(source), epoch)
                     yield int(source), int(orders[source][1][position % length]), position
                 drawn[source] += 1
                 step += 1
+
+    def _order(self, source: int, epoch: int) -> np.ndarray:
+        """Records of one epoch of a source, as many as it has."""
+        rng, chances = np.random.default_rng([self.seed, epoch]), self.chances[source]
+        if chances is None:
+            return rng.permutation(self.lengths[source])
+        return rng.choice(self.lengths[source], self.lengths[source], p=chances)
 
     def _sources(self, block: int) -> np.ndarray:
         """Source of each micro-batch of a block."""
@@ -165,6 +174,7 @@ def build_train_loader(
         [len(source.dataset) for source in sources.mixture.sources],
         micro_batch_size=batch_size // accumulation,
         weights=[source.weight for source in sources.mixture.sources],
+        chances=[source.chances for source in sources.mixture.sources],
         seed=seed,
         rank=rank,
         world_size=world_size,

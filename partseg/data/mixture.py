@@ -5,9 +5,13 @@ Which one is a function of (seed, position in the run), the same on all processe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from partseg.data.coco_style import spellings
 from partseg.data.dataset import Mapper, PartSegDataset
@@ -21,6 +25,23 @@ class Source:
     name: str
     dataset: PartSegDataset
     weight: float = 1.0
+    repeat_threshold: float | None = None
+    """Share of the images below which a class is drawn more often (LVIS, PACO: 0.001); None: images in turn."""
+
+    @cached_property
+    def chances(self) -> np.ndarray | None:
+        """float64 [records]: how probable each image is to be drawn, None for images in turn.
+
+        An image's is that of its rarest class, sqrt(threshold / share of the images that show it), at least 1 (Gupta et
+        al., LVIS, CVPR 2019, section 5.2), before they are normalised.
+        """
+        if self.repeat_threshold is None:
+            return None
+        shown = [{(a.level, a.label) for a in r.annotations or ()} for r in self.dataset.records]
+        counts = Counter(label for labels in shown for label in labels)
+        factors = {k: max(1.0, (self.repeat_threshold * len(shown) / n) ** 0.5) for k, n in counts.items()}
+        repeats = np.array([max((factors[label] for label in labels), default=1.0) for labels in shown])
+        return repeats / repeats.sum()
 
 
 class Mixture:
@@ -29,6 +50,9 @@ class Mixture:
     def __init__(self, sources: Sequence[Source], *, name: str = "mixture") -> None:
         if not sources:
             raise ValueError("a mixture needs at least one data set: dataset.sources is empty")
+        unrepeatable = {s.name: s.repeat_threshold for s in sources if not 0 < (s.repeat_threshold or 1) <= 1}
+        if unrepeatable:
+            raise ValueError(f"dataset.sources: repeat_threshold must lie in 0..1, or be null, got {unrepeatable}")
         bad = {source.name: source.weight for source in sources if not source.weight > 0}
         if bad:
             raise ValueError(f"dataset.sources: weights must be positive, got {bad}; leave a data set out instead")
@@ -47,9 +71,7 @@ class Mixture:
 
     def subset(self, indices: Sequence[int]) -> Mixture:
         """The records at `indices` of every source."""
-        cut = [
-            Source(s.name, s.dataset.subset([i for i in indices if i < len(s.dataset)]), s.weight) for s in self.sources
-        ]
+        cut = [replace(s, dataset=s.dataset.subset([i for i in indices if i < len(s.dataset)])) for s in self.sources]
         return Mixture(cut, name=self.name)
 
 
@@ -61,19 +83,22 @@ def mixture(
     seed: int = 0,
     name: str = "mixture",
 ) -> Mixture:
-    """`sources` maps a name to {dataset: builder, weight: 1, mapper: its own, or null for the training's}.
+    """`sources` maps a name to {dataset: builder, weight: 1, mapper: its own, or null for the training's,
+    repeat_threshold: null}.
 
     The builders are partial (`_partial_: true` in YAML): they are called with split, mapper and seed.
     """
     built = []
     for key, entry in sources.items():
-        unknown = set(entry) - {"dataset", "weight", "mapper"}
+        unknown = set(entry) - {"dataset", "weight", "mapper", "repeat_threshold"}
         if "dataset" not in entry or unknown:
             raise ValueError(
-                f"dataset.sources.{key} holds {sorted(entry)}; give it 'dataset' and, if wanted, 'weight', 'mapper'"
+                f"dataset.sources.{key} holds {sorted(entry)}; give it 'dataset' and, if wanted, 'weight', 'mapper', "
+                "'repeat_threshold'"
             )
         own = entry.get("mapper") or mapper
-        built.append(Source(key, entry["dataset"](split=split, mapper=own, seed=seed), float(entry.get("weight", 1))))
+        dataset = entry["dataset"](split=split, mapper=own, seed=seed)
+        built.append(Source(key, dataset, float(entry.get("weight", 1)), entry.get("repeat_threshold")))
     return Mixture(built, name=name)
 
 

@@ -62,8 +62,12 @@ def export(
     """
     shards = range(-(-len(dataset) // options.shard_size))
     what = {**_description(dataset, options), "checkpoint": checkpoint}
-    # one list for all: a process that came late would not see the shards that others have just written
-    todo = distributed.from_main(lambda: _claim(folder, what, shards))
+
+    def missing() -> list[int]:
+        claim(folder, what)
+        return [shard for shard in shards if not shard_path(folder, shard).is_file()]
+
+    todo = distributed.from_main(missing)  # one list for all: who comes late would see what others have just written
     mine = todo[distributed.rank() :: distributed.world_size()]
     done = 0
     for shard in mine:
@@ -103,8 +107,8 @@ def made_by(folder: Path) -> str | None:
     return read_json(path).get("checkpoint") if path.is_file() else None
 
 
-def _claim(folder: Path, what: Mapping[str, Any], shards: range) -> list[int]:
-    """Note what the folder is for and list the shards that it lacks; ValueError where it is for something else."""
+def claim(folder: Path, what: Mapping[str, Any]) -> None:
+    """Note what the folder is for; ValueError where it is for something else."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "export.json"
     if path.is_file():
@@ -113,7 +117,6 @@ def _claim(folder: Path, what: Mapping[str, Any], shards: range) -> list[int]:
         if other:
             raise ValueError(f"{folder} holds another export ({other}); give another output, or delete it")
     write_atomic(path, json_bytes(what, indent=1))
-    return [shard for shard in shards if not shard_path(folder, shard).is_file()]
 
 
 def _predict(

@@ -37,8 +37,8 @@ SMOKE_OVERRIDES = (
 )
 
 
-Kind = Literal["train", "export", "evaluate", "measure"]
-RESULTS = {"export": "complete.json", "evaluate": "results.json", "measure": "measure.json"}
+Kind = Literal["train", "export", "evaluate", "measure", "tool"]
+RESULTS = {"export": "complete.json", "tool": "complete.json", "evaluate": "results.json", "measure": "measure.json"}
 """What a finished job leaves in its folder; a training has a checkpoint of its last iteration."""
 
 

@@ -10,12 +10,14 @@
 
 Every stage is an ordinary job of the planner that runs the tables: it has a folder, is left alone once finished, goes
 on where it stopped, and can be printed as a SLURM command. `{labels}` in an override is that stage's folder. `of` and
-`from` name earlier stages; `checkpoint` is latest (default), best_<evaluator>, or a file.
+`from` name earlier stages; `checkpoint` is latest (default), best_<evaluator>, or a file. A stage of kind `tool` is any
+other file of tools/ that takes ckpt= and output=, key=value, and leaves complete.json: {kind: tool, tool: parse_parts}.
 """
 
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ KEYS = {
     "train": ({"experiment"}, {"from", "checkpoint", "overrides"}),
     "export": ({"of"}, {"checkpoint", "overrides"}),
     "evaluate": ({"of"}, {"checkpoint", "overrides"}),
+    "tool": ({"of", "tool"}, {"checkpoint", "overrides"}),
 }
 """Keys that a stage of each kind must and may have, beside `kind`."""
 
@@ -46,6 +49,7 @@ class Stage:
     source: str | None
     checkpoint: str
     overrides: tuple[str, ...]
+    tool: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ def _stage(name: str, entry: Any, before: Mapping[str, Stage], path: Path) -> St
     if source is not None and before[source].kind != "train":
         raise ValueError(f"{where}: {source!r} is of kind {before[source].kind}, which has no checkpoint")
     experiment = entry.get("experiment") or before[source].experiment
-    return Stage(name, kind, experiment, source, str(entry.get("checkpoint", "latest")), overrides)
+    tool = str(entry.get("tool", TOOLS.get(kind, "")))
+    return Stage(name, kind, experiment, source, str(entry.get("checkpoint", "latest")), overrides, tool)
 
 
 def _check_stage(used: str, before: Mapping[str, Stage], where: str) -> None:
@@ -121,6 +126,10 @@ def jobs(recipe: Recipe, options: Options) -> list[Job]:
 def _job(recipe: Recipe, stage: Stage, folder: Path, options: Options, *, training: Job | None) -> Job:
     directory = folder / stage.name
     overrides = [_filled(override, recipe, folder) for override in stage.overrides]
+    if stage.kind == "tool":
+        checkpoint = _checkpoint(stage, folder)
+        words = (sys.executable, f"tools/{stage.tool}.py", f"ckpt={checkpoint}", f"output={directory}", *overrides)
+        return Job(stage.kind, directory, words, training=training, checkpoint=checkpoint)
     settings = [f"experiment={stage.experiment}", *shrunk(stage.experiment, options), *overrides, *options.overrides]
     iterations = None
     if stage.kind == "train":
@@ -131,7 +140,7 @@ def _job(recipe: Recipe, stage: Stage, folder: Path, options: Options, *, traini
     else:
         settings += [f"ckpt={_checkpoint(stage, folder)}", f"output={directory}"]
     arguments = list(map(quote, settings))
-    words = command(TOOLS[stage.kind], options, arguments)
+    words = command(stage.tool, options, arguments)
     if stage.kind == "train":
         return Job(stage.kind, directory, words, iterations)
     return Job(stage.kind, directory, words, training=training, checkpoint=_checkpoint(stage, folder))

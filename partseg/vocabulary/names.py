@@ -48,7 +48,7 @@ class Vocabulary:
         self._check()
 
     def _check(self) -> None:
-        if not self.pairs:
+        if not self.pairs and not self.label_objects:
             raise ValueError(f"vocabulary {self.name!r} is empty: give at least one object with one part")
         for kind, names in (("object-part", [f"{o}'s {p}" for o, p in self.pairs]), ("object", self.label_objects)):
             counts = Counter(map(_comparable, names))

@@ -69,7 +69,7 @@ def load_weights(
     `quick_gelu` says what a file was trained with where it cannot be told; a mismatch with the model is refused.
     Nothing is changed if an error is raised (ValueError, FileNotFoundError).
     """
-    clip_name = getattr(getattr(model, "backbone", None), "name", None)
+    clip_name = next((str(part.name) for part in model.children() if hasattr(part, "encode_tokens")), None)
     weights = read_weights(source, layouts=layouts_of(model), clip_name=clip_name, revision=revision)
     own = {name: t for name, t in model.state_dict(keep_vars=True).items() if name != ACTIVATION}
     found = {link.ours: link for link in weights.layout.links(own) if set(link.theirs) <= set(weights.state)}
