@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from partseg.data.loader import build_eval_loader, build_train_loader
-from partseg.engine.build import build_model, evaluation_set, training_set
+from partseg.engine.build import build_model, evaluation_set, sync_batch_norm, training_set
 from partseg.engine.checkpoint import Checkpoints, init_from, restore
 from partseg.engine.ema import Ema
 from partseg.engine.hooks import Run
@@ -53,7 +53,7 @@ def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) 
     if cfg.init_from and state is None:
         init_from(model, cfg.init_from)
     if cfg.train.sync_batch_norm:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = sync_batch_norm(model, device)
     train_set, val_set = training_set(cfg), evaluation_set(cfg, model.input)  # type: ignore[arg-type]
 
     criterion = instantiate(cfg.criterion)

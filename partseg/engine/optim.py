@@ -89,6 +89,20 @@ def cosine(
     return warmup(iteration, warmup_iterations, warmup_factor) * (end_factor + (1 - end_factor) * fall)
 
 
+def steps(
+    iteration: int,
+    *,
+    iterations: int,
+    at: Sequence[float],
+    factor: float = 0.1,
+    warmup_iterations: int = 0,
+    warmup_factor: float = 1.0,
+) -> float:
+    """Times `factor` at each share of the iterations in `at`, times a linear warm-up from `warmup_factor` to 1."""
+    passed = sum(iteration >= share * iterations for share in at)
+    return warmup(iteration, warmup_iterations, warmup_factor) * factor**passed
+
+
 def constant(iteration: int, *, warmup_iterations: int = 0, warmup_factor: float = 1.0) -> float:
     """Factor 1 after the warm-up."""
     return warmup(iteration, warmup_iterations, warmup_factor)

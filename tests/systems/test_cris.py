@@ -97,7 +97,7 @@ def loss_of(model, batch, **options):
     return term(LossInputs(model(batch), batch), counts)
 
 
-# The authors' numbers --------------------------------------------------------------------------------------------------
+# The authors' numbers ------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def test_every_seam_equals_the_authors(reference):
     model, expected = reference.eval(), numbers("inference")
@@ -183,13 +183,8 @@ def named_weights(model):
                 continue
             drawn = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(value.shape)
             positive = value.ndim <= 1 and name.endswith(("weight", "_var"))
-            drawn = (
-                np.abs(drawn) + 0.5
-                if positive
-                else drawn * (value.numel() / len(value)) ** -0.5
-                if value.ndim
-                else drawn
-            )
+            per_row = value.numel() / len(value) if value.ndim else 1
+            drawn = np.abs(drawn) + 0.5 if positive else drawn * per_row**-0.5
             value.copy_(torch.from_numpy(np.asarray(drawn)))
     return model
 
@@ -324,7 +319,7 @@ def test_many_phrases_cost_one_image_encoding(build, monkeypatch):
 @torch.no_grad()
 def test_classes_of_a_vocabulary_are_phrases(build):
     """Background wins where no class reaches the threshold."""
-    model = named_weights(build(template="the {part} of the {object}")).eval()
+    model = named_weights(build(template={"object_part": "the {part} of the {object}"})).eval()
     images = golden_batch().images[:1]
     (dense,) = model.predict(images, model.encode_text(WORDS), sizes=[(96, 96)])
     texts = ["the head of the dog", "the tail of the dog", "the wheel of the car"]

@@ -22,7 +22,7 @@ from partseg.text.encoder import tokenize
 
 
 class ClipResNet(nn.Module):
-    """Image and text tower of a CLIP ResNet; `name` is an open_clip model, a shipped tiny one, or a path to a JSON config.
+    """Both towers of a CLIP ResNet; `name` is an open_clip model, a shipped tiny one, or a path to a JSON config.
 
     Phrases have at most `word_length` tokens, start and end included; longer ones are refused, or cut with `cut_long`.
     """

@@ -84,15 +84,15 @@ class Decoder(nn.Module):
         self, fused: Float[Tensor, "N w h w"], words: Float[Tensor, "N L w"], padding: Bool[Tensor, "N L"]
     ) -> Float[Tensor, "N w h w"]:
         """The map after all layers."""
-        _, width, *grid = fused.shape
+        width, rows, columns = fused.shape[1:]
         places = {
-            "cell_places": sine_grid(*grid, width, fused.device).to(fused.dtype),
+            "cell_places": sine_grid(rows, columns, width, fused.device).to(fused.dtype),
             "word_places": sine(torch.arange(words.shape[1], device=words.device).float(), width).to(words.dtype),
         }
         x = fused.flatten(2).transpose(1, 2)
         for layer in self.layers:
             x = layer(x, words, padding, **places)
-        return self.norm(x).transpose(1, 2).unflatten(2, grid)
+        return self.norm(x).transpose(1, 2).unflatten(2, (rows, columns))
 
 
 class Projector(nn.Module):

@@ -26,7 +26,7 @@ def doubled(x: Tensor) -> Tensor:
 
 
 class Neck(nn.Module):
-    """`image_dims` are the channels at 1/8, 1/16 and 1/32, `widths` those of the three branches; the middle one is w."""
+    """`image_dims` are the channels at 1/8, 1/16, 1/32, `widths` those of the three branches; the middle one is w."""
 
     def __init__(self, image_dims: tuple[int, int, int], state_dim: int, widths: tuple[int, int, int]) -> None:
         super().__init__()

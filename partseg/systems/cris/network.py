@@ -155,10 +155,13 @@ class Cris(nn.Module):
         found = []
         for start in range(0, len(prompts.state), size):
             some = slice(start, start + size)
-            words, padding, state = prompts.words[some], prompts.padding[some], prompts.state[some]
-            pairs = CrisPrompts(*(x.repeat(count, *[1] * (x.ndim - 1)) for x in (words, padding, state)))
-            repeated = tuple(branch.repeat_interleave(len(state), dim=0) for branch in branches)
-            found.append(self._logits(repeated, pairs).unflatten(0, (count, -1)))  # type: ignore[arg-type]
+            pairs = CrisPrompts(
+                words=prompts.words[some].repeat(count, 1, 1),
+                padding=prompts.padding[some].repeat(count, 1),
+                state=prompts.state[some].repeat(count, 1),
+            )
+            b3, b4, b5 = (branch.repeat_interleave(len(pairs.state) // count, dim=0) for branch in branches)
+            found.append(self._logits((b3, b4, b5), pairs).unflatten(0, (count, -1)))
         return torch.cat(found, dim=1)
 
     def predict(
@@ -172,7 +175,7 @@ class Cris(nn.Module):
     ) -> list[Prediction]:
         """A logit map per phrase, or scores of all object-parts with a constant background."""
         logits = self.prompt_logits(images, prompts)
-        places = regions or [None] * len(images)
+        places: Sequence[Region | None] = regions or [None] * len(images)
         if self.official_resize and prompts.are_phrases:
             return [
                 PhraseScores(official_masks(each, size, self.input.size), size, threshold=self.threshold)
@@ -181,6 +184,6 @@ class Cris(nn.Module):
         floor = math.log(self.threshold / (1 - self.threshold))
         full = F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)
         if prompts.are_phrases:
-            return [PhraseScores(x, *each, threshold=floor) for x, *each in zip(full, sizes, places)]
+            return [PhraseScores(x, size, place, threshold=floor) for x, size, place in zip(full, sizes, places)]
         full = torch.cat([full, torch.full_like(full[:, :1], floor)], dim=1)
-        return [DenseScores(x, None, *each) for x, *each in zip(full, sizes, places)]
+        return [DenseScores(x, None, size, place) for x, size, place in zip(full, sizes, places)]
