@@ -175,13 +175,11 @@ class Cris(nn.Module):
     ) -> list[Prediction]:
         """A logit map per phrase, or scores of all object-parts with a constant background."""
         logits = self.prompt_logits(images, prompts)
+        floor = math.log(self.threshold / (1 - self.threshold))
         places: Sequence[Region | None] = regions or [None] * len(images)
         if self.official_resize and prompts.are_phrases:
-            return [
-                PhraseScores(official_masks(each, size, self.input.size), size, threshold=self.threshold)
-                for each, size in zip(logits, sizes)
-            ]
-        floor = math.log(self.threshold / (1 - self.threshold))
+            found = [official_masks(each, size, self.input.size).logit(1e-6) for each, size in zip(logits, sizes)]
+            return [PhraseScores(x, size, threshold=floor) for x, size in zip(found, sizes)]
         full = F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)
         if prompts.are_phrases:
             return [PhraseScores(x, size, place, threshold=floor) for x, size, place in zip(full, sizes, places)]
