@@ -177,7 +177,8 @@ def test_batches_of_one_are_refused_with_a_reason(world, load):
 
 def test_statistics_of_all_processes_need_gpus(monkeypatch):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
-    assert isinstance(sync_batch_norm(model, torch.device("cpu"))[1], torch.nn.SyncBatchNorm)
+    synced, images = sync_batch_norm(model, torch.device("cpu")), torch.rand(2, 3, 4, 4)
+    assert isinstance(synced[1], torch.nn.SyncBatchNorm) and synced.train()(images).isfinite().all()
     monkeypatch.setattr(build.distributed, "world_size", lambda: 2)
     with pytest.raises(ValueError, match="train.sync_batch_norm=true needs GPUs"):
         sync_batch_norm(model, torch.device("cpu"))
