@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from partseg.data.images import ImageLike, Photo, read_photo
@@ -159,6 +159,15 @@ class Segmenter:
                 yield from self._run(batch, asked)
 
         return generate()
+
+    def refer(self, image: ImageLike, phrases: Sequence[str] | str) -> Bool[np.ndarray, "*E h w"]:
+        """The mask of a phrase [h, w], or of each of several [E, h, w]; the photo is encoded once for all of them."""
+        found = self.predict(image, phrases=phrases)
+        assert isinstance(found, PhotoPrediction)
+        masks = np.zeros((len(found.classes), *found.labels.shape), bool)
+        for segment in found.segments:
+            masks[segment.label] = segment.mask()
+        return masks[0] if isinstance(phrases, str) else masks
 
     def words(self, vocabulary: VocabularyLike | None = None, phrases: Sequence[str] | str | None = None) -> Words:
         """What is asked for: phrases, a vocabulary, or the checkpoint's own."""

@@ -173,10 +173,15 @@ class InputSpec:
             inside = short_edge(height, width, min(self.size), max(self.size))
             canvas = (-(-inside[0] // self.divisor) * self.divisor, -(-inside[1] // self.divisor) * self.divisor)
             return Geometry(whole, (*via, inside), canvas=canvas, fill=self.fill)
-        scale = min(self.size[0] / height, self.size[1] / width)
-        inside = (max(1, round(height * scale)), max(1, round(width * scale)))
-        offset = ((self.size[0] - inside[0]) // 2, (self.size[1] - inside[1]) // 2)
+        inside, offset = letterbox(height, width, self.size)
         return Geometry(whole, (*via, inside), canvas=self.size, offset=offset, fill=self.fill)
+
+
+def letterbox(height: int, width: int, size: Size) -> tuple[Size, tuple[int, int]]:
+    """Size of a picture that fits into `size`, and top and left of it in the middle."""
+    scale = min(size[0] / height, size[1] / width)
+    inside = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return inside, ((size[0] - inside[0]) // 2, (size[1] - inside[1]) // 2)
 
 
 def short_edge(height: int, width: int, shorter: int, longest: int | None) -> Size:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -46,10 +46,22 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Phrase:
-    """A referring expression of a record: its wordings, and the mask (COCO segmentation) that all of them name."""
+    """A referring expression of a record: its wordings, and the mask (COCO segmentation) that all of them name.
+
+    `label` is the object-part that it is about, where it is about one.
+    """
 
     texts: tuple[str, ...]
     segmentation: object
+    label: int | None = None
+
+
+class PhraseMask(NamedTuple):
+    """A phrase in a picture: its mask, and the object-part that it is about (None: none in particular)."""
+
+    text: str
+    mask: Bool[Tensor, "h w"]
+    label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ class Record:
     means none) or 16 (65535 means none); the mapper translates them with the vocabulary. Where there is no PNG of a
     level its map is painted from `annotations`, later ones on top; object parts without objects imply their owners.
     `image_labels` are `label_objects` known to be somewhere in the image. An unlabelled image has none of all these.
+    `class_name` is what the whole picture is of, where a data set says so (ImageNet's class), for phrases to use.
     """
 
     image_id: str
@@ -71,6 +84,7 @@ class Record:
     annotations: tuple[Annotation, ...] | None = None
     image_labels: tuple[int, ...] = ()
     phrases: tuple[Phrase, ...] = ()
+    class_name: str | None = None
     label_bits: int = 8
 
     def of_level(self, level: InstanceLevel) -> list[Annotation]:
@@ -113,7 +127,7 @@ class Sample:
     IGNORE_LABEL (unseen or void). `num_owner` counts, per pixel, the annotated instances of the object that owns the
     pixel's part label (how often a per-instance evaluation counts it), `num_foreign` the instances of other objects
     that cover it; both None where a data set has no instances (then every labelled pixel counts once). `instances` and
-    `phrases` (text and mask; exactly one in training) are there where the mapper was asked for them. `given` is an
+    `phrases` (exactly one in training) are there where the mapper was asked for them. `given` is an
     object map that is told beside the labels, as `object` in ids: in training that of the one object which the sample
     is about, in evaluation that of some segmenter. `region` is the part of `image` that the photo fills (None: all of
     it). `photo` is the whole photo at its own size, where the mapper was asked to keep it.
@@ -128,7 +142,7 @@ class Sample:
     num_foreign: UInt8[Tensor, "h w"] | None = None
     instances: Instances | None = None
     image_labels: tuple[int, ...] = ()
-    phrases: tuple[tuple[str, Bool[Tensor, "h w"]], ...] = ()
+    phrases: tuple[PhraseMask, ...] = ()
     given: Int[Tensor, "h w"] | None = None
     region: Region | None = None
     photo: UInt8[Tensor, "3 rows columns"] | None = None
@@ -224,8 +238,8 @@ def collate(samples: Sequence[Sample], *, vocabulary: Vocabulary, source: str = 
         regions=regions,
         instances=None if first.instances is None else tuple(_instances(sample, size) for sample in samples),
         image_labels=tuple(s.image_labels for s in samples) if any(s.image_labels for s in samples) else None,
-        phrases=tuple(s.phrases[0][0] for s in samples) if first.phrases else None,
-        phrase_masks=torch.stack([_filled(s.phrases[0][1], size, False) for s in samples]) if first.phrases else None,
+        phrases=tuple(s.phrases[0].text for s in samples) if first.phrases else None,
+        phrase_masks=torch.stack([_filled(s.phrases[0].mask, size, False) for s in samples]) if first.phrases else None,
         given=None
         if first.given is None
         else torch.stack([_filled(s.given, size, BACKGROUND_LABEL) for s in samples if s.given is not None]),

@@ -263,3 +263,20 @@ def test_a_segmenter_freezes_its_model(segmenter):
     assert isinstance(segmenter, Segmenter)
     assert not segmenter.model.training
     assert not any(p.requires_grad for p in segmenter.model.parameters())
+
+
+def test_masks_of_phrases(segmenter, photo, monkeypatch):
+    """One phrase gives its mask, several a stack, also of those that found nothing; the photo is encoded once."""
+    encoded = []
+    reduce = segmenter.model.reduce_image
+    monkeypatch.setattr(segmenter.model, "reduce_image", lambda images: encoded.append(len(images)) or reduce(images))
+    texts = ["the dog's tail", "a wheel", "left ear"]
+    masks = segmenter.refer(photo, texts)
+    assert masks.shape == (3, 90, 130) and masks.dtype == bool and encoded == [1]
+    prepared = segmenter.prepare(phrases=texts)
+    image = torch.from_numpy(np.asarray(segmenter.input.geometry(90, 130).image(photo)).copy()).permute(2, 0, 1)
+    (expected,) = prepared(image[None], [(90, 130)])
+    assert (masks == expected.masks().numpy()).all()
+    assert (segmenter.refer(photo, texts[1]) == masks[1]).all()
+    with pytest.raises(ValueError, match="phrases number"):
+        segmenter.refer(photo, ["a wheel", "  "])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
-from partseg.structures import Batch, EvalBatch, Instances, Record, Sample, collate, stack_images
+from partseg.structures import Batch, EvalBatch, Instances, PhraseMask, Record, Sample, collate, stack_images
 from partseg.vocabulary.names import Vocabulary
 
 
@@ -85,7 +85,7 @@ def test_pictures_of_different_sizes_are_filled_up():
             height,
             width,
             instances=instances((height, width), [-1]),
-            phrases=(("a dog", torch.ones(height, width, dtype=torch.bool)),),
+            phrases=(PhraseMask("a dog", torch.ones(height, width, dtype=torch.bool)),),
             given=torch.zeros(height, width, dtype=torch.int32),
             image_labels=labels,
         )

@@ -33,6 +33,7 @@ from partseg.photo_prediction import PhotoPrediction, shrunk
 from partseg.utils import arguments, page
 from partseg.utils.files import scratch_folder
 from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.phrases import Phrases
 from partseg.vocabulary.words import as_vocabulary, hints, vocabulary_of_text
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ SIDE = 1200
 """Longer side of the pictures on the page; downloads keep the photo's size."""
 
 WORDS = "dog: head, torso, leg, tail\ncat: head, torso, leg, tail\ncar: wheel, window, headlight"
-ORACLE, EVERYTHING = "oracle_obj", "pred_all"
+ORACLE, EVERYTHING, PHRASES = "oracle_obj", "pred_all", "phrases"
 STYLE = """
 footer { display: none !important; }
 .gradio-container { max-width: 1280px !important; margin: auto !important; }
@@ -105,9 +106,11 @@ class Page:
     def find_parts(
         self, path: str | None, words: str, protocol: str, object_name: str | None, marks: str
     ) -> tuple[str, str, list[str] | None]:
-        """(result, status, files to download)."""
+        """(result, status, files to download); with protocol PHRASES every line of the words is a phrase."""
         if not path:
             return "", problem("There is no photo yet: upload one first."), None
+        if protocol == PHRASES:
+            return self.find_phrases(path, words)
         try:
             vocabulary = vocabulary_of_text(words)
             if len(vocabulary) > self.max_parts:
@@ -126,6 +129,20 @@ class Page:
                 object=object_name if protocol == ORACLE else None,
                 object_mask=mask,
             )
+            assert isinstance(prediction, PhotoPrediction)
+            files = prediction.save(tempfile.mkdtemp(dir=self.folder), stem=photo.name, max_side=None)
+        except (ValueError, OSError) as error:
+            return "", problem(without_folder(str(error), path)), None
+        return view(prediction), summary(prediction), [str(file) for file in files]
+
+    def find_phrases(self, path: str, text: str) -> tuple[str, str, list[str] | None]:
+        """(result, status, files to download) of a mask per line."""
+        try:
+            phrases = Phrases.of([line for line in text.splitlines() if line.strip()])
+            if len(phrases) > self.max_parts:
+                raise ValueError(f"These are {len(phrases)} phrases, allowed are {self.max_parts}")
+            photo = self._read(path)
+            prediction = self.segmenter.predict(photo.image, phrases=phrases.texts)
             assert isinstance(prediction, PhotoPrediction)
             files = prediction.save(tempfile.mkdtemp(dir=self.folder), stem=photo.name, max_side=None)
         except (ValueError, OSError) as error:
@@ -165,8 +182,9 @@ def view(prediction: PhotoPrediction) -> str:
 
 def summary(prediction: PhotoPrediction) -> str:
     count = len(prediction.found)
-    words = f"{count} part{'' if count == 1 else 's'} found" if count else "Nothing of this vocabulary was found"
-    notes = "".join(f"<br>Note: {escape(hint)}." for hint in hints(prediction.vocabulary))
+    words = f"{count} part{'' if count == 1 else 's'} found" if count else "Nothing of these words was found"
+    told = hints(prediction.words) if isinstance(prediction.words, Vocabulary) else ()
+    notes = "".join(f"<br>Note: {escape(hint)}." for hint in told)
     return f'<div class="good">{words}. Point at the picture or at a name; click a name to keep it lit.{notes}</div>'
 
 
@@ -200,11 +218,23 @@ def build(actions: Page, options: Options, words: str) -> gradio.Blocks:
                 )
                 photo = gr.HTML(elem_id="photo")
                 text = gr.Textbox(words, label="Words: object: part, part, ...", lines=4, max_lines=12, elem_id="words")
+                phrases = gr.Textbox(
+                    "the dog's left ear\nfront wheel",
+                    label="Phrases, one per line",
+                    lines=4,
+                    max_lines=12,
+                    visible=False,
+                    elem_id="phrases",
+                )
                 protocol = gr.Radio(
-                    [("Find every object", EVERYTHING), ("I say which object it is", ORACLE)],
+                    [
+                        ("Find every object", EVERYTHING),
+                        ("I say which object it is", ORACLE),
+                        ("A mask per phrase", PHRASES),
+                    ],
                     value=EVERYTHING,
                     label="Protocol",
-                    info="pred_all or oracle_obj of the evaluation",
+                    info="pred_all or oracle_obj of the evaluation; phrases for systems that read them",
                     elem_id="protocol",
                 )
                 name = gr.Dropdown(actions.objects(words), label="Object", visible=False, elem_id="object", value=None)
@@ -224,8 +254,8 @@ def build(actions: Page, options: Options, words: str) -> gradio.Blocks:
                         )
                     ]
 
-        def find(path: str | None, words: str, how: str, which: str | None, drawn: str) -> list[Any]:
-            html, state, files = actions.find_parts(path, words, how, which, drawn)
+        def find(path: str | None, words: str, lines: str, how: str, which: str | None, drawn: str) -> list[Any]:
+            html, state, files = actions.find_parts(path, lines if how == PHRASES else words, how, which, drawn)
             return [html, state, *(gr.DownloadButton(value=f, interactive=True) for f in files or [])] + [
                 gr.DownloadButton(value=None, interactive=False) for _ in ([] if files else downloads)
             ]
@@ -235,9 +265,10 @@ def build(actions: Page, options: Options, words: str) -> gradio.Blocks:
 
         pick.__annotations__["event"] = gr.SelectData  # gradio reads it; gradio is not imported when this file is
 
-        def choose_protocol(how: str, words: str) -> Any:
+        def choose_protocol(how: str, words: str) -> list[Any]:
             names = actions.objects(words)
-            return gr.Dropdown(choices=names, value=names[0] if names else None, visible=how == ORACLE)
+            object_name = gr.Dropdown(choices=names, value=names[0] if names else None, visible=how == ORACLE)
+            return [object_name, gr.Textbox(visible=how != PHRASES), gr.Textbox(visible=how == PHRASES)]
 
         def update_words(words: str, which: str | None) -> Any:
             names = actions.objects(words)
@@ -246,10 +277,10 @@ def build(actions: Page, options: Options, words: str) -> gradio.Blocks:
         upload.change(lambda path: path, upload, chosen)
         gallery.select(pick, None, chosen)
         chosen.change(actions.show_photo, [chosen, protocol], [photo, status])
-        protocol.change(choose_protocol, [protocol, text], name)
+        protocol.change(choose_protocol, [protocol, text], [name, text, phrases])
         protocol.change(None, protocol, None, js=ACTIVATE)
         text.change(update_words, [text, name], name)
-        button.click(find, [chosen, text, protocol, name, marks], [result, status, *downloads])
+        button.click(find, [chosen, text, phrases, protocol, name, marks], [result, status, *downloads])
         opacity.change(None, opacity, None, js=FADE)
     return blocks
 

@@ -1,8 +1,8 @@
-"""The two plain baselines of the quickstart: the untrained network, and the most frequent part of the given object.
+"""Two plain baselines: the untrained network, and the most frequent part of the given object, or for phrases its box.
 
     python tools/toy_baselines.py experiment=toy_part_clipseg
 
-Writes output/<name>/baselines/{untrained,most_frequent_part}/results.json; baselines that are there are kept.
+Writes output/<name>/baselines/<baseline>/results.json; baselines that are there are kept.
 """
 
 from pathlib import Path
@@ -18,23 +18,32 @@ from partseg.data.loader import build_eval_loader
 from partseg.engine.build import evaluation_set
 from partseg.engine.run import plain
 from partseg.evaluation import results, runner
-from partseg.evaluation.baselines import label_with, most_frequent_parts
-from partseg.evaluation.evaluator import Result
+from partseg.evaluation.baselines import label_with, most_frequent_parts, whole_objects
+from partseg.evaluation.evaluator import Answer, Result
 from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.protocols import OracleObj
+from partseg.evaluation.referring import ReferringEvaluator
 from partseg.evaluation.report import table
 from partseg.utils import env
 from partseg.utils.cli import cli
 from partseg.utils.config import instantiate
 
 CONSOLE = Console()
+NO_COST = {
+    "seconds_per_image": None,
+    "peak_memory_bytes": None,
+    "peak_device_memory_bytes": None,
+    "num_processes": 1,
+}
 
 
 @cli("train")
 def main(cfg: DictConfig) -> None:
     dataset = evaluation_set(cfg, instantiate(cfg.model).input)
     folder = Path(cfg.output_root) / cfg.name / "baselines"
-    for name, measure in (("most_frequent_part", most_frequent_part), ("untrained", untrained)):
+    referring = any(evaluator.words == "phrases" for evaluator in instantiate(cfg.evaluator).values())
+    plainest = ("whole_object", whole_object) if referring else ("most_frequent_part", most_frequent_part)
+    for name, measure in (plainest, ("untrained", untrained)):
         if (folder / name / results.FILE_NAME).is_file():
             CONSOLE.print(f"{folder / name}: measured before, kept")
             continue
@@ -63,13 +72,18 @@ def most_frequent_part(cfg: DictConfig, dataset: PartSegDataset) -> tuple[dict[s
     for index in track(range(len(dataset)), "most frequent part", console=CONSOLE):
         sample = dataset[index]
         evaluator.count(label_with(parts, sample.object, vocabulary), sample)
-    cost = {
-        "seconds_per_image": None,
-        "peak_memory_bytes": None,
-        "peak_device_memory_bytes": None,
-        "num_processes": 1,
-    }
-    return {"oracle_obj": evaluator.evaluate()}, cost
+    return {"oracle_obj": evaluator.evaluate()}, NO_COST
+
+
+def whole_object(cfg: DictConfig, dataset: PartSegDataset) -> tuple[dict[str, Result], dict[str, Any]]:
+    """The box of the object that a phrase is about, which it is told."""
+    evaluator = ReferringEvaluator()
+    evaluator.reset(dataset.vocabulary)
+    for index in track(range(len(dataset)), "whole object", console=CONSOLE):
+        sample = dataset[index]
+        if sample.phrases:
+            evaluator.process(Answer(whole_objects(sample, dataset.vocabulary), dataset.vocabulary), sample)
+    return {"referring": evaluator.evaluate()}, NO_COST
 
 
 def untrained(cfg: DictConfig, dataset: PartSegDataset) -> tuple[dict[str, Result], dict[str, Any]]:

@@ -12,11 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from partseg.data.loader import build_eval_loader, build_train_loader
-from partseg.engine.build import build_model, compile_passes, evaluation_set, start_weights, training_set
+from partseg.engine.build import (
+    build_model,
+    compile_passes,
+    evaluation_set,
+    start_weights,
+    sync_batch_norm,
+    training_set,
+)
 from partseg.engine.checkpoint import Checkpoints, init_from, restore
 from partseg.engine.ema import Ema
 from partseg.engine.hooks import Run
@@ -57,7 +63,7 @@ def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) 
             for source in start_weights(cfg):
                 init_from(model, source)
     if cfg.train.sync_batch_norm:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = sync_batch_norm(model, device)
     with stage("data sets"):
         train_set, val_set = training_set(cfg), evaluation_set(cfg, model.input)  # type: ignore[arg-type]
 

@@ -173,7 +173,9 @@ def _record(
             skipped[fault] = skipped.get(fault, 0) + 1
             continue
         if annotation.get("phrases") and segmentation is not None:
-            phrases.append(Phrase(tuple(map(str, annotation["phrases"])), segmentation))
+            level, label = names.get(annotation.get("category_id"), ("object", None))
+            texts = tuple(map(str, annotation["phrases"]))
+            phrases.append(Phrase(texts, segmentation, label if level == "object_part" else None))
         if annotation.get("category_id") in names:
             kept.append((annotation, segmentation))
         elif not annotation.get("phrases"):

@@ -35,6 +35,17 @@ class Maps:
     num_foreign: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class LabelledPhoto:
+    """A record under way: its photo, where its pixels go, and its labels in ids of the label vocabulary."""
+
+    record: Record
+    image: Image.Image
+    geometry: Geometry
+    maps: Maps
+    reader: LabelReader
+
+
 class LabelReader:
     """Reads the labels of records numbered by one vocabulary into ids of another.
 
@@ -76,7 +87,7 @@ class LabelReader:
         elif record.annotations is not None:
             for annotation in record.of_level("object_part"):  # later ones on top
                 if annotation.segmentation is not None:
-                    object_part[_mask(annotation.segmentation, image, record, geometry)] = annotation.label
+                    object_part[read_mask(annotation.segmentation, image, record, geometry)] = annotation.label
         elif record.object_file_name is None:
             return Maps(object_part, object_part.copy())
         if record.object_file_name is not None:
@@ -125,7 +136,7 @@ class LabelReader:
             if annotation.segmentation is None:
                 continue
             object_id = int(self.theirs.label_object_lut[annotation.label])
-            mask = _mask(annotation.segmentation, image, record, geometry)
+            mask = read_mask(annotation.segmentation, image, record, geometry)
             own = mask & (owner == object_id)
             objects[mask] = object_id if annotation.counted else IGNORE_LABEL
             if annotation.counted:
@@ -160,12 +171,12 @@ class LabelReader:
         found: list[Annotation] = []
         masks, boxes, place = [], [], {}
         for position, annotation in enumerate(record.annotations or ()):
-            label = self._label(annotation.level, annotation.label, flip=geometry.flip)
+            label = self.label(annotation.level, annotation.label, flip=geometry.flip)
             if label == IGNORE_LABEL:
                 continue
             mask = np.zeros(geometry.size, bool)
             if annotation.segmentation is not None:
-                mask = np.ascontiguousarray(_mask(annotation.segmentation, image, record, geometry))
+                mask = np.ascontiguousarray(read_mask(annotation.segmentation, image, record, geometry))
             box = boxes_of(torch.from_numpy(mask[None]))[0]
             if annotation.segmentation is None and annotation.box is not None:
                 box = geometry.boxes(np.array([annotation.box]))[0]
@@ -181,11 +192,12 @@ class LabelReader:
     def _renamed(self, instances: Instances, *, flip: bool) -> Instances:
         """Instances of the label vocabulary in ids of the vocabulary in use."""
         levels = [INSTANCE_LEVELS[level] for level in instances.level.tolist()]
-        labels = [self._label(level, label, flip=flip) for level, label in zip(levels, instances.label.tolist())]
+        labels = [self.label(level, label, flip=flip) for level, label in zip(levels, instances.label.tolist())]
         renamed = replace(instances, label=torch.tensor(labels, dtype=torch.long))
         return renamed.select(renamed.label != IGNORE_LABEL)
 
-    def _label(self, level: InstanceLevel, label: int, *, flip: bool) -> int:
+    def label(self, level: InstanceLevel, label: int, *, flip: bool) -> int:
+        """Id in the vocabulary in use, IGNORE_LABEL where it lacks it; in a flipped picture that of the other side."""
         if level == "object":
             return int(self.label_object[label])
         label = int(self.part[label])
@@ -220,11 +232,6 @@ def object_map(path: str, vocabulary: Vocabulary, size: tuple[int, int]) -> np.n
     return io.translate(ids, table, path=path, what="object")
 
 
-def phrase_mask(segmentation: object, image: Image.Image, record: Record, geometry: Geometry) -> np.ndarray:
-    """bool mask of a phrase after geometry."""
-    return np.ascontiguousarray(_mask(segmentation, image, record, geometry))
-
-
 def _forget_background(objects: np.ndarray, box: np.ndarray) -> None:
     left, top = np.floor(box[:2]).astype(int).clip(0)
     right, bottom = np.ceil(box[2:]).astype(int).clip(0)
@@ -251,7 +258,8 @@ def _instances(
     )
 
 
-def _mask(segmentation: object, image: Image.Image, record: Record, geometry: Geometry) -> np.ndarray:
+def read_mask(segmentation: object, image: Image.Image, record: Record, geometry: Geometry) -> np.ndarray:
+    """bool mask of a COCO segmentation after geometry."""
     return geometry.labels(
         coco.decode_mask(segmentation, height=image.height, width=image.width, path=record.file_name)
     )

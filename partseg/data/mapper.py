@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
@@ -16,26 +16,26 @@ from PIL import Image
 from torch import Tensor
 
 from partseg.data import colour, io
-from partseg.data.labels import InstanceSource, LabelReader, Maps, object_map, phrase_mask
-from partseg.geometry import ChannelOrder, Geometry, InputSpec, LabelRule, Size, random_box, short_edge, to_tensor
+from partseg.data.labels import InstanceSource, LabelledPhoto, LabelReader, object_map
+from partseg.data.phrases import PhraseSource, about_phrase, all_phrases
+from partseg.geometry import (
+    ChannelOrder,
+    Geometry,
+    InputSpec,
+    LabelRule,
+    Size,
+    letterbox,
+    random_box,
+    short_edge,
+    to_tensor,
+)
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.structures import INSTANCE_LEVELS, Record, Sample
-from partseg.vocabulary.names import Vocabulary, mirrored
+from partseg.vocabulary.names import Vocabulary
 
-TrainResize = Literal["squash", "short_edge", "jitter"]
+TrainResize = Literal["squash", "short_edge", "jitter", "letterbox"]
 About = Literal["image", "object", "phrase"]
 Choices = int | Sequence[int] | None
-
-
-@dataclass(frozen=True)
-class _Photo:
-    """A record under way: its photo, where its pixels go, and its labels in ids of the label vocabulary."""
-
-    record: Record
-    image: Image.Image
-    geometry: Geometry
-    maps: Maps
-    reader: LabelReader
 
 
 class TrainMapper:
@@ -48,6 +48,7 @@ class TrainMapper:
                     then a random window of `size`, or all of it for size=null
         jitter      into `size` times a random factor of `scale_jitter`, keeping the aspect; then a random window of
         `size`
+        letterbox   into the middle of `size`, keeping the aspect
     A window larger than the picture is filled up with `fill`. `jitter` is the strength of colour changes, or "ssd" for
     those of `colour.ssd_jitter`.
 
@@ -56,7 +57,7 @@ class TrainMapper:
     of the vocabulary is left to None, and the data set then draws another (official, detectron2's MapDataset).
     `instances` adds instances to the sample. `about="object"` makes it about one object of the picture, drawn at
     random: labels of others are left out and `given` is its mask; `about="phrase"` adds one phrase and its mask, a
-    referring expression of the record or, where it has none, one of the classes that the picture shows.
+    referring expression of the record or, where it has none, a class that the picture shows in the words of `phrases`.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class TrainMapper:
         drop_without_parts: bool = False,
         instances: InstanceSource | None = None,
         about: About = "image",
+        phrases: PhraseSource | None = None,
     ) -> None:
         self.size: Size | None = None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
         self.resize = _one_of("resize", resize, get_args(TrainResize))
@@ -95,6 +97,7 @@ class TrainMapper:
         self.drop_without_parts = drop_without_parts
         self.instances = instances if instances is None else _one_of("instances", instances, get_args(InstanceSource))
         self.about = _one_of("about", about, get_args(About))
+        self.phrases = phrases or PhraseSource()
         self._readers: dict[tuple[str, str], LabelReader] = {}
         self._check()
 
@@ -127,7 +130,7 @@ class TrainMapper:
         reader = self._readers[key]
         image = _read_image(record)
         geometry = self._geometry(image.height, image.width, rng)
-        photo = _Photo(record, image, geometry, reader.maps(record, image, geometry), reader)
+        photo = LabelledPhoto(record, image, geometry, reader.maps(record, image, geometry), reader)
         object_part = reader.part.take(photo.maps.object_part)
         if self.drop_without_parts and (object_part == IGNORE_LABEL).all():
             return None
@@ -151,12 +154,12 @@ class TrainMapper:
         )
         return self._focused(sample, photo, rng)
 
-    def _focused(self, sample: Sample, photo: _Photo, rng: np.random.Generator) -> Sample | None:
+    def _focused(self, sample: Sample, photo: LabelledPhoto, rng: np.random.Generator) -> Sample | None:
         """The sample about one object or one phrase, None where the picture shows none."""
         if self.about == "object":
             return about_object(sample, vocabulary=photo.reader.ours, rng=rng)
         if self.about == "phrase":
-            return about_phrase(sample, photo, rng=rng)
+            return about_phrase(sample, photo, self.phrases, rng=rng)
         return sample
 
     def _geometry(self, height: int, width: int, rng: np.random.Generator) -> Geometry:
@@ -167,6 +170,10 @@ class TrainMapper:
             assert self.size is not None
             via = [short_edge(rows, columns, edge, self.long_edge) for edge in self.short_edges]
             return Geometry(box, (*via, self.size), flip, self.label_rule)
+        if self.resize == "letterbox":
+            assert self.size is not None
+            inside, offset = letterbox(rows, columns, self.size)
+            return Geometry(box, (inside,), flip, self.label_rule, canvas=self.size, offset=offset, fill=self.fill)
         if self.resize == "short_edge":
             edge = int(rng.choice(self.short_edges)) if len(self.short_edges) > 1 else self.short_edges[0]
             resized = short_edge(rows, columns, edge, self.long_edge)
@@ -187,8 +194,8 @@ class EvalMapper:
     Without an `input` the photo stays as it is, for those who only read labels.
 
     `objects` is a folder with `<image id>.png` of some object segmenter, in the data set's object ids (8 or 16 bits,
-    all ones: none), which become `given`. `instances` adds instances to score against, `phrases` referring expressions,
-    `photo` the photo at its own size.
+    all ones: none), which become `given`. `instances` adds instances to score against, `phrases` what to ask a picture
+    for, `photo` the photo at its own size.
     """
 
     def __init__(
@@ -198,7 +205,7 @@ class EvalMapper:
         channel_order: ChannelOrder = "rgb",
         objects: str | Path | None = None,
         instances: InstanceSource | None = None,
-        phrases: bool = False,
+        phrases: PhraseSource | None = None,
         photo: bool = False,
     ) -> None:
         self.input = input
@@ -232,7 +239,7 @@ class EvalMapper:
         if self.objects is not None:
             path = str(self.objects / f"{record.image_id}.png")
             given = torch.from_numpy(object_map(path, vocabulary, (image.height, image.width)))
-        return Sample(
+        sample = Sample(
             image=to_tensor(geometry.image(image), channel_order=self.channel_order),
             object_part=torch.from_numpy(reader.part.take(maps.object_part)),
             object=torch.from_numpy(reader.object.take(maps.object)),
@@ -241,10 +248,14 @@ class EvalMapper:
             num_owner=_optional_tensor(maps.num_owner),
             num_foreign=_optional_tensor(maps.num_foreign),
             instances=self.instances and reader.instances(record, image, whole, maps, self.instances),
-            phrases=_all_phrases(record, image, whole) if self.phrases else (),
             given=given,
             region=None if geometry.region == (0, 0, *geometry.size) else geometry.region,
             photo=to_tensor(image, channel_order=self.channel_order) if self.photo else None,
+        )
+        if self.phrases is None:
+            return sample
+        return replace(
+            sample, phrases=all_phrases(sample, LabelledPhoto(record, image, whole, maps, reader), self.phrases)
         )
 
 
@@ -279,32 +290,6 @@ def about_object(sample: Sample, *, vocabulary: Vocabulary, rng: np.random.Gener
         given=given,
         instances=sample.instances if kept is None or sample.instances is None else sample.instances.select(kept),
     )
-
-
-def about_phrase(sample: Sample, photo: _Photo, *, rng: np.random.Generator) -> Sample | None:
-    """The sample with one phrase: a wording of a referring expression, or the name of a class that it shows.
-
-    In a flipped picture "left" and "right" change places in the words too.
-    """
-    phrases, vocabulary = photo.record.phrases, photo.reader.ours
-    if phrases:
-        phrase = phrases[int(rng.integers(len(phrases)))]
-        text = phrase.texts[int(rng.integers(len(phrase.texts)))]
-        mask = torch.from_numpy(phrase_mask(phrase.segmentation, photo.image, photo.record, photo.geometry))
-        return replace(sample, phrases=((mirrored(text) if photo.geometry.flip else text, mask),))
-    present = sample.object_part[sample.object_part < len(vocabulary)].unique()
-    if not len(present):
-        return None
-    label = int(rng.choice(present.numpy()))
-    return replace(sample, phrases=((vocabulary.prompts("object_part")[label], sample.object_part == label),))
-
-
-def _all_phrases(record: Record, image: Image.Image, geometry: Geometry) -> tuple[tuple[str, Tensor], ...]:
-    found = []
-    for phrase in record.phrases:
-        mask = torch.from_numpy(phrase_mask(phrase.segmentation, image, record, geometry))
-        found += [(text, mask) for text in phrase.texts]
-    return tuple(found)
 
 
 def _read_image(record: Record) -> Image.Image:

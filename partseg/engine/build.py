@@ -15,6 +15,7 @@ from partseg.data.mapper import EvalMapper
 from partseg.data.mixture import Mixture
 from partseg.geometry import InputSpec
 from partseg.system import check_system
+from partseg.utils import distributed
 from partseg.utils.config import instantiate
 
 P = ParamSpec("P")
@@ -57,6 +58,16 @@ def _in_training(compiled: Callable[P, R], function: Callable[P, R]) -> Callable
     return run
 
 
+def sync_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with batch statistics over all processes; ValueError on several CPU processes, where torch has none."""
+    if distributed.world_size() > 1 and device.type == "cpu":
+        raise ValueError(
+            "train.sync_batch_norm=true needs GPUs: on the CPU use launch.num_processes=1, or give "
+            "train.sync_batch_norm=false for statistics of each process alone"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
 def evaluation_set(config: DictConfig, input: InputSpec | None) -> PartSegDataset:
     """The split that `eval` names, as a system with this input sees it; None for those who read labels only."""
     settings = config.eval
@@ -64,7 +75,7 @@ def evaluation_set(config: DictConfig, input: InputSpec | None) -> PartSegDatase
         input,
         objects=settings.objects,
         instances=settings.instances,
-        phrases=settings.phrases,
+        phrases=instantiate(config.phrases) if settings.phrases else None,
         photo=input is not None and config.predictor.object_first,
     )
     return first(settings.limit_images, instantiate(config.eval_dataset, split=settings.split, mapper=mapper))

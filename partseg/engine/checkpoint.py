@@ -226,15 +226,9 @@ def restore(
     return int(state["iteration"])
 
 
-def init_from(model: nn.Module, source: str | Sequence[str]) -> LoadReport:
-    """Start weights from a public checkpoint (file or hub name), or from a checkpoint or run directory of ours.
-
-    Of several, each for other modules (an image body, a text tower), later ones on top; the last one's report.
-    """
-    sources = [source] if isinstance(source, str) else list(source)
-    require = ("backbone",) if len(sources) == 1 else ("",)
-    *_, report = [load_weights(model, str(resolve(s)) if Path(s).exists() else s, require=require) for s in sources]
-    return report
+def init_from(model: nn.Module, source: str) -> LoadReport:
+    """Start weights from a public checkpoint (file or hub name), or from a checkpoint or run directory of ours."""
+    return load_weights(model, str(resolve(source)) if Path(source).exists() else source)
 
 
 def load_model(path: str | Path, *, plugins: Sequence[str] = ()) -> tuple[nn.Module, Vocabulary, dict[str, Any]]:

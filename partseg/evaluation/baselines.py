@@ -1,4 +1,4 @@
-"""What can be scored without a network: the most frequent part of the object that is given."""
+"""What can be scored without a network: the most frequent part of the object that is given, and its whole box."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from partseg.labels import IGNORE_LABEL
+from partseg.prediction import PhraseScores, boxes_of
 from partseg.structures import Sample
 from partseg.vocabulary.names import Vocabulary
 
@@ -35,3 +36,19 @@ def label_with(parts: Int[Tensor, " O"], objects: Int[Tensor, "h w"], vocabulary
     """`parts` of the object at each pixel, K where the map holds no object: a label map for `Evaluator.process`."""
     table = torch.cat([parts, parts.new_tensor([len(vocabulary)])])
     return table[objects.clamp(max=vocabulary.num_objects).long()]
+
+
+def whole_objects(sample: Sample, vocabulary: Vocabulary) -> PhraseScores:
+    """For every phrase the box around the object that it is about, around all objects where it is about no class.
+
+    Told where the object is and whose part is meant, it is what a phrase's mask must beat to be about the part.
+    """
+    masks = []
+    for phrase in sample.phrases:
+        inside = sample.object < vocabulary.num_objects
+        if phrase.label is not None:
+            inside = sample.object == int(vocabulary.object_of[phrase.label])
+        left, top, right, bottom = boxes_of(inside[None])[0].astype(int)
+        masks.append(torch.full(sample.size, -1.0))
+        masks[-1][top:bottom, left:right] = 1.0
+    return PhraseScores(torch.stack(masks), sample.size)

@@ -191,7 +191,7 @@ def _predict_phrases(model: nn.Module, predictor: Predictor, sample: Sample) -> 
     """Masks of the image's own phrases, None where it has none."""
     if not sample.phrases:
         return None
-    prepared = predictor.prepare(model, Phrases(tuple(text for text, _ in sample.phrases)))
+    prepared = predictor.prepare(model, Phrases(tuple(phrase.text for phrase in sample.phrases)))
     return prepared(sample.image[None], [sample.size], regions=[whole_or_region(sample)])[0]
 
 

@@ -5,7 +5,9 @@ A frozen tower's features are kept by `PromptCache` until one of its weights cha
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -14,6 +16,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from partseg.utils.devices import send
+
+_log = logging.getLogger(__name__)
 
 
 class TextTower(Protocol):
@@ -29,17 +33,24 @@ class TextTower(Protocol):
         """Token ids [N, L] -> features [N, D]."""
 
 
-def tokenize(tokenizer: SimpleTokenizer, prompts: Sequence[str], *, context_length: int) -> Int[Tensor, "N L"]:
+def tokenize(
+    tokenizer: SimpleTokenizer, prompts: Sequence[str], *, context_length: int, cut: bool = False
+) -> Int[Tensor, "N L"]:
     """Start, word and end ids of each prompt, zero-padded to the longest of them (not to the context length).
 
     The end token has the largest id, so its position is the argmax, as CLIP's pooling expects.
-    Raises ValueError for an empty prompt and for one that does not fit into the context.
+    Raises ValueError for an empty prompt and, unless it is to be `cut`, for one that does not fit into the context.
+    A script that the tokenizer knows as bytes only is told to the log, once per prompt.
     """
     rows = []
     for prompt in prompts:
         words = tokenizer.encode(prompt)
         if not words:
             raise ValueError(f"prompt {prompt!r} has no words; every class name must contain text")
+        if not prompt.isascii() and _spelled_in_bytes(tokenizer, prompt):
+            _tell_bytes(prompt)
+        if cut:
+            words = words[: context_length - 2]
         if len(words) + 2 > context_length:
             raise ValueError(
                 f"prompt {prompt!r} has {len(words) + 2} tokens, the text tower takes {context_length}: "
@@ -50,6 +61,16 @@ def tokenize(tokenizer: SimpleTokenizer, prompts: Sequence[str], *, context_leng
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = torch.tensor(ids)
     return tokens
+
+
+def _spelled_in_bytes(tokenizer: SimpleTokenizer, prompt: str) -> bool:
+    """Whether a word takes more tokens than it has letters, so that some letters are left as single bytes."""
+    return any(len(tokenizer.encode(word)) > len(word) for word in prompt.split() if not word.isascii())
+
+
+@lru_cache(maxsize=1024)
+def _tell_bytes(prompt: str) -> None:
+    _log.warning("CLIP reads some of %r byte by byte: it was trained on English; results will mean little", prompt)
 
 
 def encode_prompts(tower: TextTower, prompts: Sequence[str], *, device: torch.device) -> Float[Tensor, "N D"]:

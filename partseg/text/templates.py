@@ -51,6 +51,10 @@ class Templates:
         """The prompts of each class, as many as there are texts."""
         return [tuple(_filled(text, *words) for text in self._texts[level]) for words in vocabulary.words(level)]
 
+    def of_part(self, owner: str, part: str) -> tuple[str, ...]:
+        """The prompts of a part of an object, whatever vocabulary they are of."""
+        return tuple(_filled(text, f"{owner} {part}", owner, part) for text in self._texts["object_part"])
+
     def of_name(self, name: str, level: Level = "object_part") -> tuple[str, ...]:
         """The prompts of a phrase, as if it were a name."""
         return tuple(_filled(text, name, name, name) for text in self._texts[level])

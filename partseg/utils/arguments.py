@@ -14,6 +14,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -24,7 +25,7 @@ OptionsT = TypeVar("OptionsT")
 
 
 def parse(options: type[OptionsT], arguments: Sequence[str]) -> OptionsT:
-    """The dataclass filled from the arguments; a tuple field takes its key several times.
+    """The dataclass filled from the arguments; a tuple field takes its key several times, or a list: [a, b].
 
     ValueError names unknown keys with the nearest known ones, malformed values, and required keys that are missing.
     """
@@ -38,7 +39,7 @@ def parse(options: type[OptionsT], arguments: Sequence[str]) -> OptionsT:
             near = difflib.get_close_matches(key, types, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"there is no argument {key!r}{hint} (keys are {', '.join(types)})")
-        given.setdefault(key, []).append(text)
+        given.setdefault(key, []).extend(_listed(text) if key in several else [text])
     for key, texts in given.items():
         value: Any = texts if key in several else texts[-1]
         if value in ("null", "none", "") and type(None) in get_args(types[key]):
@@ -90,6 +91,17 @@ def _pairs(arguments: Sequence[str], types: dict[str, Any]) -> list[tuple[str, s
                 raise ValueError(f"cannot place {word!r}: {key}= is given (a value with spaces needs quotes)")
         pairs.append((key, value))
     return pairs
+
+
+def _listed(text: str) -> list[str]:
+    """The entries of a list in brackets as YAML writes it; other text, or no such list, as it is."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return [text]
+    try:
+        entries = yaml.load(text, yaml.BaseLoader)
+    except yaml.YAMLError:
+        return [text]
+    return entries if isinstance(entries, list) and all(isinstance(entry, str) for entry in entries) else [text]
 
 
 def _as_typed(value: Any, *, several: bool) -> Any:

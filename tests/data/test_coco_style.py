@@ -8,6 +8,7 @@ import pytest
 
 from partseg.data.coco_style import coco_style
 from partseg.data.mapper import EvalMapper, TrainMapper
+from partseg.data.phrases import PhraseSource
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.photo_prediction import PhotoPrediction, coco_document
 from partseg.vocabulary.names import Vocabulary
@@ -166,7 +167,14 @@ def test_phrases_and_their_masks(write, dog):
     assert [phrase.texts for phrase in record.phrases] == [("the head", "what barks"), ("the left tail",)]
     assert [a.label for a in record.annotations] == [DOG_HEAD, WHEEL]
     assert load(root)[0].phrases == ()
-    phrases = dict(load(root, mapper=EvalMapper(phrases=True))[0].phrases)
+    source = PhraseSource(scored="all")
+    found = load(root, mapper=EvalMapper(phrases=source))[0].phrases
+    phrases = {phrase.text: phrase.mask for phrase in found}
+    assert [phrase.label for phrase in found] == [0, 0, None], "an annotation of a part is about that part"
+    assert [phrase.text for phrase in load(root, mapper=EvalMapper(phrases=PhraseSource()))[0].phrases] == [
+        "the head",
+        "the left tail",
+    ]
     assert list(phrases) == ["the head", "what barks", "the left tail"]
     assert {text: int(mask.sum()) for text, mask in phrases.items()} == {
         "the head": 100,

@@ -1,6 +1,7 @@
 """The demo without its page: what strangers type and upload, and what is left on the disk."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,17 @@ def test_downloads_lie_in_the_one_folder(page, photo, tmp_path):
     assert "partseg-viewer" in html and "write &#x27;tail&#x27;" in status
     assert [Path(file).name for file in files] == ["x.png", "x_labels.png", "x.json"]
     assert all(tmp_path / "downloads" in Path(file).parents for file in files)
+
+
+def test_a_mask_per_phrase(page, photo):
+    """Every line of the field is one; the page says what is wrong with them."""
+    html, status, files = page.find_parts(photo, "the dog's ear\n\n front wheel ", "phrases", None, "[]")
+    assert "partseg-viewer" in html and "found" in status and len(files) == 3
+    written = json.loads(Path(files[2]).read_text())
+    assert written["names"] == ["the dog's ear", "front wheel", "background"]
+    for text, message in (("", "there are no phrases"), ("a\nb\nc\nd", "These are 4 phrases, allowed are 3")):
+        html, status, files = page.find_parts(photo, text, "phrases", None, "[]")
+        assert (html, files) == ("", None) and message in status
 
 
 @pytest.mark.parametrize(

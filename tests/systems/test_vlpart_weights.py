@@ -58,10 +58,10 @@ def test_start_weights_come_from_several_files(tmp_path):
     clip = {**other.clip.state_dict(), "visual.conv1.weight": torch.zeros(1), "logit_scale": torch.zeros(())}
     torch.save(clip, tmp_path / "clip.pt")
     rpn = model.rpn.head.conv[0][0].weight.clone()
-    report = init_from(model, [str(tmp_path / "resnet.pt"), str(tmp_path / "clip.pt")])
+    reports = [init_from(model, str(tmp_path / name)) for name in ("resnet.pt", "clip.pt")]
     assert torch.equal(model.backbone.body.net.layer3[0].conv2.weight, body.layer3[0].conv2.weight)
     assert torch.equal(model.text.clip.token_embedding.weight, other.clip.token_embedding.weight)
-    assert torch.equal(model.rpn.head.conv[0][0].weight, rpn) and not report.unexpected
+    assert torch.equal(model.rpn.head.conv[0][0].weight, rpn) and not any(report.unexpected for report in reports)
 
 
 def test_matrices_of_a_training_vocabulary_are_left_out(tmp_path):

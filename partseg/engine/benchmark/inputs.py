@@ -8,7 +8,7 @@ import torch
 from partseg.data.labels import instances_of_maps
 from partseg.geometry import InputSpec, Size
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
-from partseg.structures import Batch, Sample, collate
+from partseg.structures import Batch, PhraseMask, Sample, collate
 from partseg.vocabulary.names import Vocabulary
 
 OBJECTS_PER_IMAGE = 3
@@ -49,7 +49,7 @@ def random_sample(
     image = rng.integers(0, 256, (3, *size), dtype=np.uint8)
     name = f"random {seed}"
     some = int(rng.choice(object_part[object_part != IGNORE_LABEL]))
-    phrase = (vocabulary.prompts("object_part")[some], torch.from_numpy(object_part == some))
+    phrase = PhraseMask(vocabulary.prompts("object_part")[some], torch.from_numpy(object_part == some), some)
     return Sample(
         image=torch.from_numpy(image),
         object_part=torch.from_numpy(object_part),

@@ -94,6 +94,10 @@ VLPART_CASCADE = WeightLayout(
 TIMM_RESNET = WeightLayout("timm_resnet", ("conv1.weight", "layer1.0.conv1.weight"), _imagenet, unused=_UNUSED)
 TIMM_SWIN = WeightLayout("timm_swin", ("patch_embed.proj.weight", "layers.0.blocks."), _imagenet, unused=_UNUSED)
 CLIP_TEXT = WeightLayout(
-    "clip_text", ("token_embedding.weight", "text_projection"), _clip, unused=r"visual\..*|logit_scale|attn_mask"
+    "clip_text",
+    ("token_embedding.weight", "text_projection"),
+    _clip,
+    unused=r"visual\..*|logit_scale|attn_mask",
+    holds=("text",),
 )
 LAYOUTS = (VLPART, VLPART_CASCADE, TIMM_RESNET, TIMM_SWIN, CLIP_TEXT)
