@@ -58,6 +58,6 @@ def module_of(name: str) -> str:
     """The module a parameter is reported under: the image and the text tower apart, otherwise the first word."""
     if name.startswith("backbone.clip.visual."):
         return "image tower"
-    if name.startswith("backbone."):
+    if name.startswith("backbone.clip."):
         return "text tower"
     return name.split(".")[0]
