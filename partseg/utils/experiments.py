@@ -11,6 +11,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from hydra.core.config_store import ConfigStore
 
 GROUP = "experiment"
@@ -56,8 +57,17 @@ def register(folder: Path) -> None:
             defaults.append({"override /dataset@eval_dataset": each.evaluated})
         node: dict[str, Any] = {"defaults": defaults}
         if each.evaluated is not None or FEW_SHOTS in each.dataset:  # nothing is unseen, so no harmonic mean is defined
-            node["best"] = {"metrics": ["oracle_obj/mIoU", "pred_all/mIoU"]}
+            node["best"] = {"metrics": [name.removesuffix("_harmonic") for name in _best(folder, each.system)]}
         store.store(group=GROUP, name=each.name, package="_global_", node=node, provider="partseg")
+
+
+def _best(folder: Path, system: str) -> list[str]:
+    """The scores that keep a system's best checkpoints: its experiment's own, or those of train.yaml."""
+    for path in (folder / GROUP / f"{system}.yaml", folder / "train.yaml"):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "best" in content:
+            return content["best"]["metrics"]
+    raise KeyError(f"{folder / 'train.yaml'} has no best.metrics")
 
 
 def choices(folder: Path) -> list[str]:

@@ -43,7 +43,7 @@ def numbers(name: str) -> dict[str, torch.Tensor]:
 def reference():
     """Our network with the authors' random weights, in their recipe."""
     numbers("state_dict")
-    model = Ops(TINY, short_edge=72, long_edge=110, top=6, aware_after=False, official_padding=True)
+    model = Ops(TINY, image_size=72, long_edge=110, top=6, aware_after=False, official_padding=True)
     report = load_weights(model, str(FIXTURE / "state_dict.safetensors"))
     assert report.layout == "mask2former_detectron2" and not report.missing and not report.unexpected
     return model
@@ -51,7 +51,7 @@ def reference():
 
 def tiny(**options) -> Ops:
     """A network with weights that follow from their names, the same on every machine and for every torch."""
-    model = Ops(TINY, **{"short_edge": 64, "long_edge": 96, **options})
+    model = Ops(TINY, **{"image_size": 64, "long_edge": 96, **options})
     with torch.no_grad():
         for name, value in model.state_dict().items():
             drawn = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(value.shape)
@@ -246,7 +246,7 @@ class RecordedRows:
 
 @pytest.mark.parametrize(("base", "count"), [("sup", 2), ("adapt", 4)])
 def test_a_training_step_is_the_authors(base, count, reference, monkeypatch):
-    """Base stage, and the adaptation with two unlabelled pictures: every term, the sum, and gradients, on their draws."""
+    """Base stage, and the adaptation with two unlabelled pictures: terms, sum and gradients on their draws."""
     record = numbers("train")
     rgba = torch.stack([record[f"{base}/image{i}_rgba"] for i in range(count)])
     masks = [record.get(f"{base}/image{i}_gt_masks", torch.zeros(0, 96, 96)).bool() for i in range(count)]
@@ -320,7 +320,7 @@ def test_clusters_are_the_authors():
 
 
 def test_self_supervised_terms_are_the_authors(monkeypatch):
-    """Seven pictures: ordinary, too small, empty, scattered, and one with a single cluster, which the divisor misses."""
+    """Seven pictures: ordinary, too small, empty, scattered, and one of a single cluster, which is not counted."""
     record = numbers("train")
     features = record["ss_pure/mask_features"].clone().requires_grad_()
     inside = torch.stack([record[f"ss_pure/image{i}/alpha_full"] > 0 for i in range(7)])
@@ -360,7 +360,10 @@ def test_both_gradients_point_the_right_way():
         return torch.cdist(*[torch.stack([c.centroid for c in clusters(points)])] * 2).sum().item()
 
     for form in ("code", "paper"):
-        for term, measure, sign in ((PixelAffinity(form=form), spread, -1), (CentroidRepulsion(form=form), distance, 1)):
+        for term, measure, sign in (
+            (PixelAffinity(form=form), spread, -1),
+            (CentroidRepulsion(form=form), distance, 1),
+        ):
             points = start.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(term._value(clusters(points)), points)
             moved = start - 0.05 * gradient / gradient.norm()

@@ -1,4 +1,4 @@
-"""Clusters of an object's pixels by their features (OPS, section 3.3 and code): k-means, and which clusters hang together.
+"""Clusters of an object's pixels by their features: k-means, and which clusters hang together.
 
 Legend: n pixels of the object, K clusters, D channels, h w feature grid.
 """

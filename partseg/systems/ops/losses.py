@@ -24,7 +24,7 @@ from partseg.systems.ops.mask2former import import_transformers
 
 What = Literal["class", "mask", "dice"]
 Form = Literal["code", "paper"]
-_NAMES: Mapping[str, str] = {"class": "loss_cross_entropy", "mask": "loss_mask", "dice": "loss_dice"}
+_NAMES: Mapping[What, str] = {"class": "loss_cross_entropy", "mask": "loss_mask", "dice": "loss_dice"}
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,7 @@ class _SelfSupervised:
 
     reads: tuple[str, ...] = ("features",)
 
-    def __init__(
-        self, *, clusters: int = 10, tau: float = 1.0, min_solidity: float = 0.1, form: Form = "code"
-    ) -> None:
+    def __init__(self, *, clusters: int = 10, tau: float = 1.0, min_solidity: float = 0.1, form: Form = "code") -> None:
         if form not in get_args(Form):
             raise ValueError(f"form={form!r} is not one of {list(get_args(Form))}")
         if clusters < 2 or tau <= 0:

@@ -67,7 +67,8 @@ class Ops(nn.Module):
     """Parts of one given object at a time, or of the whole picture.
 
     `aware_before` is the object's mask as fourth channel, `aware_after` cuts every part with it; with neither nothing
-    is given and the picture as a whole is cut. `stem` is what becomes of weights for three channels
+    is given and the picture as a whole is cut. Photos have their shorter edge resized to `image_size`, the longer one
+    at most to `long_edge`. `stem` is what becomes of weights for three channels
     (`weights.layouts`). `official_padding` fills the fourth channel beside the photo with 0, which is neither inside
     nor outside. Predictions are the `top` segments of score `min_score`; `objects_per_pass` bounds memory.
     """
@@ -78,7 +79,7 @@ class Ops(nn.Module):
         self,
         shape: Mask2FormerShape | None = None,
         *,
-        short_edge: int = 400,
+        image_size: int = 400,
         long_edge: int = 666,
         aware_before: bool = True,
         aware_after: bool = True,
@@ -94,12 +95,12 @@ class Ops(nn.Module):
             raise ValueError(f"model.stem={stem!r} is not one of {list(get_args(Stem))}")
         if top < 1 or objects_per_pass < 1 or not 0 <= min_score <= 1:
             raise ValueError(
-                f"model.top={top} and model.objects_per_pass={objects_per_pass} start at 1, model.min_score={min_score} "
-                "is in 0..1"
+                f"model.top={top} and model.objects_per_pass={objects_per_pass} start at 1, "
+                f"model.min_score={min_score} is in 0..1"
             )
         self.shape = shape or Mask2FormerShape()
         self.input = InputSpec(
-            (short_edge, long_edge), resize="short_edge", divisor=32, needs_object=aware_before or aware_after
+            (image_size, long_edge), resize="short_edge", divisor=32, needs_object=aware_before or aware_after
         )
         self.aware_before, self.aware_after = aware_before, aware_after
         self.stem: Stem = stem
@@ -117,7 +118,7 @@ class Ops(nn.Module):
     def encode_text(self, words: Words) -> OpsPrompts:
         """The objects' names; ValueError for phrases."""
         if isinstance(words, Phrases):
-            raise ValueError("OPS cuts an object into parts without names and has no use for phrases; give a vocabulary")
+            raise ValueError("OPS cuts an object into parts without names and knows no phrases; give a vocabulary")
         return OpsPrompts(words)
 
     def forward(self, batch: Batch, *, reads: frozenset[str] = frozenset()) -> OpsOutputs:
@@ -221,7 +222,8 @@ class Ops(nn.Module):
         found = self.segment(self.pixels(images[rows], inside, regions), inside)
         cuts = []
         for classes, masks, each, region in zip(found.classes[-1], found.masks[-1], asked, regions):
-            masks, scores = self._read(classes, masks, region, images.shape[2:], each.mask.shape)
+            padded, (height, width) = (images.shape[2], images.shape[3]), each.mask.shape
+            masks, scores = self._read(classes, masks, region, padded, (height, width))
             if self.aware_after:
                 masks = masks & each.mask
             kept = masks.flatten(1).any(1) & (scores >= self.min_score)

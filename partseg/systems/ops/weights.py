@@ -32,7 +32,10 @@ _DETECTRON2 = (
     (r"pixel_decoder\.mask_projection\.(.*)", (_PIXEL + "mask_features.{0}",)),
     (r"pixel_decoder\.(adapter|layer)_1\.0\.weight", (_PIXEL + "{0}_1.weight",)),
     (r"pixel_decoder\.(adapter|layer)_1\.1\.(.*)", (_PIXEL + "{0}_1.norm.{1}",)),
-    (_QUERY + r"self_attn\.out_proj\.(.*)", (_PREDICTOR + "transformer_self_attention_layers.{0}.self_attn.out_proj.{1}",)),
+    (
+        _QUERY + r"self_attn\.out_proj\.(.*)",
+        (_PREDICTOR + "transformer_self_attention_layers.{0}.self_attn.out_proj.{1}",),
+    ),
     (_QUERY + r"self_attn_layer_norm\.(.*)", (_PREDICTOR + "transformer_self_attention_layers.{0}.norm.{1}",)),
     (_QUERY + r"cross_attn\.(.*)", (_PREDICTOR + "transformer_cross_attention_layers.{0}.multihead_attn.{1}",)),
     (_QUERY + r"cross_attn_layer_norm\.(.*)", (_PREDICTOR + "transformer_cross_attention_layers.{0}.norm.{1}",)),
@@ -106,7 +109,7 @@ def _backbone(name: str, *, first: str, stage: str, offset: int) -> tuple[str, .
 
 
 def layouts(stem: Stem) -> tuple[WeightLayout, ...]:
-    """`stem`: a first convolution of three channels is kept and gets zeros for the fourth (rgb), or is drawn (random)."""
+    """`stem`: a first convolution of three channels gets a fourth of zeros (rgb), or is drawn anew (random)."""
     return (
         WeightLayout(
             name="mask2former_detectron2",
