@@ -28,7 +28,8 @@ INSTANCE_LEVELS: tuple[InstanceLevel, ...] = ("object_part", "object")
 class Annotation:
     """One annotated thing of a record.
 
-    `label` is an object-part id, or for objects the position in `label_objects`, which holds objects without parts too.
+    `label` is an object-part id, or for objects the position in `label_objects`, which holds objects without parts too;
+    -1 for a part without a name (a pseudo label of a system that names nothing), which is an instance and in no map.
     `segmentation` is COCO's (polygons or RLE); `box` (left, top, right, bottom in pixels) stands in where there is
     none. `parent` is the position of the part's object among the record's annotations. `score` is that of a pseudo
     label.
@@ -136,6 +137,20 @@ class Sample:
     def size(self) -> Size:
         """Height and width of the labels."""
         return self.object_part.shape[0], self.object_part.shape[1]
+
+    def unlabelled(self) -> Sample:
+        """The picture and the object map that is told, without any label."""
+        instances = self.instances
+        return replace(
+            self,
+            object_part=torch.full_like(self.object_part, IGNORE_LABEL),
+            object=torch.full_like(self.object, IGNORE_LABEL),
+            num_owner=None,
+            num_foreign=None,
+            instances=None if instances is None else instances.select(torch.zeros(len(instances), dtype=torch.bool)),
+            image_labels=(),
+            phrases=(),
+        )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ python tools/eval_net.py ... evaluator=boundary save_predictions=true plots=true
 python tools/eval_net.py dataset=pascal_part_116 ckpt=output/part_clipseg_ade20k_part_234 cross_dataset=true
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from partseg.evaluation import plots, results
 from partseg.evaluation.predictions import PredictionWriter
 from partseg.evaluation.report import table
 from partseg.evaluation.runner import Evaluation, run
-from partseg.evaluation.setting import dataset_name, evaluation_vocabulary
+from partseg.evaluation.setting import adaptation, dataset_name, evaluation_vocabulary
 from partseg.utils import distributed, env
 from partseg.utils.cli import cli
 from partseg.utils.config import instantiate
@@ -72,7 +73,7 @@ def evaluate(cfg: DictConfig) -> None:
     if distributed.is_main():
         if writer is not None:
             writer.finish()
-        report(cfg, output, content(cfg, dataset, vocabulary, trained, evaluation))
+        report(cfg, output, content(cfg, dataset, vocabulary, trained, trained_config, evaluation))
 
 
 def output_folder(cfg: DictConfig, dataset: str) -> Path:
@@ -85,7 +86,12 @@ def output_folder(cfg: DictConfig, dataset: str) -> Path:
 
 
 def content(
-    cfg: DictConfig, dataset: PartSegDataset, vocabulary: Vocabulary, trained: Vocabulary, evaluation: Evaluation
+    cfg: DictConfig,
+    dataset: PartSegDataset,
+    vocabulary: Vocabulary,
+    trained: Vocabulary,
+    trained_config: Mapping[str, Any],
+    evaluation: Evaluation,
 ) -> dict[str, Any]:
     """What results.json holds, see partseg/evaluation/results.py."""
     checkpoint = {
@@ -94,8 +100,10 @@ def content(
         "iteration": load(cfg.ckpt)["iteration"],
         "vocabulary": {"name": trained.name, "key": trained.key},
     }
+    evaluated = {**plain(cfg)["eval_dataset"], "split": cfg.eval.split}
     return results.describe_dataset(dataset, vocabulary) | {
         "cross_dataset": bool(cfg.cross_dataset),
+        "adaptation": adaptation(trained_config["dataset"], evaluated, dataset.manifest_hash),
         "checkpoint": checkpoint,
         "protocols": {name: result.describe() for name, result in evaluation.results.items()},
         **results.describe_cost(evaluation),

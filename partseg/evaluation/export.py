@@ -29,13 +29,17 @@ COMPLETE = "complete.json"
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """`protocol` says what is told of the objects. Segments below `min_score` are left out."""
+    """`protocol` says what is told of the objects. Segments below `min_score` are left out.
+
+    `checkpoint` is the sha256 of the file that predicts: a folder is not continued with another one.
+    """
 
     protocol: str = "pred_all"
     min_score: float = 0.0
     shard_size: int = 500
     batch_size: int = 4
     num_workers: int = 2
+    checkpoint: str = ""
 
     def __post_init__(self) -> None:
         if self.protocol not in ("pred_all", "oracle_obj"):
@@ -87,6 +91,7 @@ def _description(dataset: PartSegDataset, options: ExportOptions) -> dict[str, A
         "shard_size": options.shard_size,
         "protocol": options.protocol,
         "min_score": options.min_score,
+        "checkpoint": options.checkpoint,
     }
 
 

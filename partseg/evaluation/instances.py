@@ -181,10 +181,9 @@ class InstanceEvaluator:
         count = len(_seen(self.vocabulary, self.level))
         labels = np.concatenate([image.truth.label[image.counted] for image in images] or [np.zeros(0, int)])
         predicted = np.concatenate([image.found.label for image in images] or [np.zeros(0, int)])
-        if not self.class_agnostic and (predicted < 0).any():
-            raise ValueError(
-                "the system's segments have no names; score them with class_agnostic=true (evaluator=segments)"
-            )
+        for what, found in (("annotations", labels), ("system's segments", predicted)):
+            if not self.class_agnostic and (found < 0).any():
+                raise ValueError(f"the {what} have no names; score them with class_agnostic=true (evaluator=segments)")
         groups = {name: self._precision(images, group) for name, group in self._groups().items()}
         return InstanceResult(
             level=self.level,
@@ -192,13 +191,15 @@ class InstanceEvaluator:
             class_agnostic=self.class_agnostic,
             max_detections=self.max_detections,
             num_images=len(images),
-            num_instances=np.bincount(labels, minlength=count),
-            num_predictions=np.bincount(predicted[predicted >= 0], minlength=count)
-            if not self.class_agnostic
-            else np.array([len(predicted)]),
+            num_instances=self._count(labels, count),
+            num_predictions=self._count(predicted, count),
             found=groups["all"],
             groups=groups,
         )
+
+    def _count(self, labels: np.ndarray, count: int) -> np.ndarray:
+        """How many there are of each class, or in all."""
+        return np.array([len(labels)]) if self.class_agnostic else np.bincount(labels, minlength=count)
 
     def _groups(self) -> dict[str, np.ndarray | None]:
         """Labels whose annotations count; None: all."""

@@ -138,11 +138,7 @@ def shrunk(experiment: str, options: Options) -> list[str]:
     found = parse(experiment, config_dir())
     if found is None:
         raise ValueError(f"experiment {experiment!r} must be a system and a data set, to be run with --smoke")
-    return [
-        f"model={found.system}{TINY}",
-        *SMOKE_OVERRIDES,
-        *(f"{key}.root={toy_root(options)}" for key in ("dataset", "eval_dataset")),
-    ]
+    return [f"model={found.system}{TINY}", *SMOKE_OVERRIDES, f"data_root={toy_root(options).parent}"]
 
 
 def command(tool: str, options: Options, arguments: Sequence[str]) -> tuple[str, ...]:
