@@ -11,7 +11,14 @@ from partseg.data.mapper import EvalMapper
 from partseg.evaluation.evaluator import Answer
 from partseg.evaluation.labels import Choice, ScoreReader, own_parts
 from partseg.evaluation.pixels import PixelEvaluator
-from partseg.evaluation.protocols import OracleObj, OracleObjSubstring, PredAll, PredAllStrict, PredObj
+from partseg.evaluation.protocols import (
+    OracleObj,
+    OracleObjSubstring,
+    PredAll,
+    PredAllStrict,
+    PredObj,
+    SemanticOracle,
+)
 from partseg.evaluation.runner import process_image
 from partseg.labels import IGNORE_LABEL
 from partseg.prediction import DenseScores, PhraseScores, Segments
@@ -244,3 +251,61 @@ def test_only_the_photo_is_read(vocabulary, sample):
         alone, inside = (run_one(protocol, scores, one, vocabulary) for scores in (plain, placed))
         assert torch.equal(alone[0], inside[0])
         np.testing.assert_array_equal(alone[1].confusion, inside[1].confusion)
+
+
+# Segments without names -----------------------------------------------------------------------------------------------
+def nameless(masks, scores):
+    return Segments.from_masks(torch.tensor(masks, dtype=torch.bool), scores=scores)
+
+
+def test_the_semantic_oracle_names_a_segment_by_what_it_covers_most(vocabulary, sample):
+    one = sample([[0, 0, 1, 1, None, None]], [[0, 0, 0, 0, 0, -1]])
+    masks = [[[1, 1, 1, 0, 0, 0]], [[0, 0, 1, 1, 1, 1]], [[0, 0, 0, 0, 1, 1]]]  # the last one covers no part
+    found = nameless(masks, [0.5, 0.6, 0.9])
+    labels, counts = run_one(SemanticOracle(), found, one, vocabulary)
+    assert labels.tolist() == [[0, 0, 1, 1, 1, B]], "the better one on top, and nothing outside the object"
+    assert counts.scores()["mIoU"] == 100 and counts.scores()["pACC"] == 100
+    labels, counts = run_one(SemanticOracle(background=True), found, one, vocabulary)
+    assert counts.confusion.sum() == 6 and counts.confusion[B, 1] == 1 and counts.confusion[B, B] == 1
+    shown = replace(one, given=torch.tensor([[0, 0, 0, 9, 9, 9]], dtype=torch.int32))
+    labels, _ = run_one(SemanticOracle(objects="given"), found, shown, vocabulary)
+    assert labels.tolist() == [[0, 0, 1, B, B, B]]
+    labels, _ = run_one(SemanticOracle(objects="none"), found, one, vocabulary)
+    assert labels.tolist() == [[0, 0, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_the_semantic_oracle_of_annotated_segments_is_perfect(background, vocabulary, samples_of):
+    from partseg.data.labels import instances_of_maps
+    from partseg.prediction import as_segments
+
+    evaluator = PixelEvaluator(SemanticOracle(background=background), metrics=["iou", "accuracy", "with_background"])
+    evaluator.reset(vocabulary)
+    for each in samples_of(4):
+        each = replace(each, object_part=each.object_part.masked_fill(each.object >= 3, IGNORE_LABEL))
+        truth = instances_of_maps(each.object_part.numpy(), each.object.numpy(), vocabulary)
+        found = as_segments(truth.select(truth.level == 0))
+        blank = replace(found, label=np.full(len(found), -1))
+        evaluator.process(Answer(blank, vocabulary), each)
+    scores = evaluator.evaluate().scores()
+    assert {scores[name] for name in ("mIoU", "fwIoU", "mACC", "mIoU_with_background", "fwIoU_with_background")} == {
+        100
+    }
+
+
+def test_scores_with_background_count_it_as_a_class(vocabulary, sample):
+    one = sample([[0, None, None, None]], [[0, 0, -1, -1]])
+    found = nameless([[[1, 1, 0, 0]]], [0.5])
+    evaluator = PixelEvaluator(SemanticOracle(background=True), metrics=["iou", "accuracy", "with_background"])
+    evaluator.reset(vocabulary)
+    evaluator.process(Answer(found, vocabulary), one)
+    scores = evaluator.evaluate().scores()
+    # class 0: 1 of 2 pixels; background: 2 of 3
+    assert scores["mIoU"] == 50 and scores["mIoU_with_background"] == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
+    assert scores["fwIoU_with_background"] == pytest.approx(100 * (1 / 4 * 1 / 2 + 3 / 4 * 2 / 3))
+    assert scores["mACC_with_background"] == pytest.approx(100 * (1 + 2 / 3) / 2)
+
+
+def test_the_semantic_oracle_is_for_segments(vocabulary, sample):
+    with pytest.raises(TypeError, match="semantic_oracle names segments, the system gave dense scores"):
+        run_one(SemanticOracle(), scores_for([[0]], [[0]]), sample([[0]], [[0]]), vocabulary)
