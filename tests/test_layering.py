@@ -27,7 +27,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 EXTENDS = {"part_clipseg": {"clipseg"}}
 """A system is built on another where its paper is; otherwise two systems share blocks, not each other's code."""
 
-OPTIONAL = {"detectron2", "transformers", "wandb", "tensorboard", "gradio", "matplotlib"}
+OPTIONAL = {"detectron2", "transformers", "skimage", "wandb", "tensorboard", "gradio", "matplotlib"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from partseg.data import colour, io
-from partseg.data.labels import InstanceSource, LabelReader, Maps, object_map, phrase_mask
+from partseg.data.given_objects import GivenObjects
+from partseg.data.labels import InstanceSource, LabelReader, Maps, phrase_mask
 from partseg.geometry import ChannelOrder, Geometry, InputSpec, LabelRule, Size, random_box, short_edge, to_tensor
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.structures import INSTANCE_LEVELS, Record, Sample
@@ -183,8 +184,9 @@ class EvalMapper:
 
     Without an `input` the photo stays as it is, for those who only read labels.
 
-    `objects` is a folder with `<image id>.png` of some object segmenter, in the data set's object ids (8 or 16 bits,
-    all ones: none), which become `given`. `instances` adds instances to score against, `phrases` referring expressions.
+    `objects` are those of some object segmenter, which become `given`: a folder with `<image id>.png` in the data set's
+    object ids (8 or 16 bits, all ones: none), or a COCO file. `instances` adds instances to score against, `phrases`
+    referring expressions.
     """
 
     def __init__(
@@ -198,9 +200,7 @@ class EvalMapper:
     ) -> None:
         self.input = input
         self.channel_order = _one_of("channel_order", channel_order, get_args(ChannelOrder))
-        self.objects = None if objects is None else Path(objects)
-        if self.objects is not None and not self.objects.is_dir():
-            raise FileNotFoundError(f"eval.objects: no folder {self.objects}; it must hold one object PNG per image")
+        self.objects = None if objects is None else GivenObjects(objects)
         self.instances = instances if instances is None else _one_of("instances", instances, get_args(InstanceSource))
         self.phrases = phrases
         self._readers: dict[tuple[str, str], LabelReader] = {}
@@ -224,8 +224,7 @@ class EvalMapper:
         geometry = whole if self.input is None else self.input.geometry(image.height, image.width)
         given = None
         if self.objects is not None:
-            path = str(self.objects / f"{record.image_id}.png")
-            given = torch.from_numpy(object_map(path, vocabulary, (image.height, image.width)))
+            given = torch.from_numpy(self.objects.map_of(record, vocabulary, (image.height, image.width)))
         return Sample(
             image=to_tensor(geometry.image(image), channel_order=self.channel_order),
             object_part=torch.from_numpy(reader.part.take(maps.object_part)),

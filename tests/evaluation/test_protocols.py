@@ -1,5 +1,6 @@
 """Each protocol on tiny hand-drawn maps: which parts may be chosen, which pixels count, what is a miss."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from partseg.evaluation.protocols import (
     SemanticOracle,
 )
 from partseg.evaluation.runner import process_image
-from partseg.labels import IGNORE_LABEL
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.prediction import DenseScores, PhraseScores, Segments
 from partseg.structures import Record
 from partseg.vocabulary.names import Vocabulary
@@ -175,6 +176,43 @@ def test_pred_obj_reads_objects_from_files(vocabulary, told, dtype, none):
     labels, counts = run_one(PredObj(), scores_for([[0, 3, 0, 0]], [[0] * 4]), one, vocabulary)
     assert labels.tolist() == [[0, 3, B, B]]
     assert counts.confusion[0].tolist() == [1, 0, 0, 1, 0, 0, 0, 0, 2]
+
+
+def test_objects_are_also_read_from_a_coco_file(vocabulary, sample, tmp_path):
+    """Categories that are no objects of the vocabulary are left out; the better instance lies on top."""
+
+    def rle(*columns):
+        mask = np.isin(np.arange(4), columns)[None].astype(np.uint8)
+        return {"size": [1, 4], "counts": [4] if not mask.any() else run_lengths(mask)}
+
+    def run_lengths(mask):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], mask[0], [0]])))
+        return np.diff(np.concatenate([[0], edges, [4]])).tolist()
+
+    def entry(category, columns, score):
+        return {"image_id": 1, "category_id": category, "segmentation": rle(*columns), "score": score}
+
+    found = {
+        "images": [{"id": 1, "file_name": "a/photo.png"}],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(("dog", "zebra", "car"))],
+        "annotations": [entry(0, (1, 2), 0.9), entry(2, (2, 3), 0.5), entry(1, (0,), 1.0)],
+    }
+    path = tmp_path / "objects.json"
+    path.write_text(json.dumps(found))
+    Image.new("RGB", (4, 1)).save(tmp_path / "photo.png")
+    record = Record("photo", str(tmp_path / "photo.png"))
+    words = {"label_vocabulary": vocabulary, "vocabulary": vocabulary}
+    given = EvalMapper(objects=path)(record, **words).given
+    dog, car = vocabulary.object_id("dog"), vocabulary.object_id("car")
+    assert given.tolist() == [[BACKGROUND_LABEL, dog, dog, car]]
+    Image.new("RGB", (4, 1)).save(tmp_path / "other.png")
+    with pytest.raises(ValueError, match=r"objects\.json does not list the image 'other'"):
+        EvalMapper(objects=path)(Record("other", str(tmp_path / "other.png")), **words)
+    Image.new("RGB", (4, 2)).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match=r"its RLE is \[1, 4\], the image is \[2, 4\]"):
+        EvalMapper(objects=path)(record, **words)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*absent\.json; it must hold .* or be a COCO file"):
+        EvalMapper(objects=tmp_path / "absent.json")
 
 
 def test_pred_obj_names_what_is_wrong_with_a_file(vocabulary, told, sample, tmp_path):
