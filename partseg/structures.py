@@ -243,9 +243,14 @@ def stack_images(samples: Sequence[Sample]) -> tuple[UInt8[Tensor, "B 3 H W"], t
     sizes = {sample.image.shape for sample in samples}
     if len(sizes) == 1 and all(sample.region is None for sample in samples):
         return torch.stack([sample.image for sample in samples]), None
-    size = max(s[1] for s in sizes), max(s[2] for s in sizes)
-    images = torch.stack([_filled(sample.image, size, 0) for sample in samples])
+    images = stack_pictures([sample.image for sample in samples])
     return images, tuple(sample.region or (0, 0, *sample.image.shape[1:]) for sample in samples)
+
+
+def stack_pictures(pictures: Sequence[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "B 3 H W"]:
+    """Pictures of any sizes as one tensor, filled up with zeros at the bottom and the right."""
+    size = max(p.shape[1] for p in pictures), max(p.shape[2] for p in pictures)
+    return torch.stack([_filled(picture, size, 0) for picture in pictures])
 
 
 def _filled(tensor: Tensor, size: Size, value: int | bool) -> Tensor:
