@@ -29,7 +29,7 @@ from partseg.evaluation.runner import on_device, predict_batch
 from partseg.geometry import Geometry, InputSpec, to_tensor
 from partseg.labels import IGNORE_LABEL
 from partseg.photo_prediction import PhotoPrediction
-from partseg.prediction import Prediction
+from partseg.prediction import Prediction, Segments
 from partseg.requests import GivenMask, Request, object_map, per_image
 from partseg.structures import Sample
 from partseg.system import Explains, Words
@@ -97,6 +97,7 @@ class Segmenter:
         object_mask: GivenMask | Sequence[GivenMask | None] | None = None,
         return_scores: bool = False,
         attention: bool = False,
+        min_score: float = 0.0,
         batch_size: int = 4,
     ) -> PhotoPrediction | list[PhotoPrediction]:
         """The parts in one photo, or in each of a list (then a list comes back).
@@ -106,6 +107,7 @@ class Segmenter:
         `phrases` asks for a mask per phrase instead ("the dog's left ear"), from systems that read phrases.
         `protocol="oracle_obj"` is told the object: `object` names it, `object_mask` [h, w] says where it is (default:
         everywhere), or is a mapping from names to masks. For a list of photos both may be lists of the same length.
+        Instances below `min_score` are left out.
         For a folder use `predict_many`, which holds a few photos at a time.
         """
         images: list[Any] = list(image) if isinstance(image, list | tuple) else [image]
@@ -117,6 +119,7 @@ class Segmenter:
             protocol=protocol,
             return_scores=return_scores,
             attention=attention,
+            min_score=min_score,
             batch_size=batch_size,
         )
         return list(predictions) if isinstance(image, list | tuple) else next(predictions)
@@ -130,6 +133,7 @@ class Segmenter:
         protocol: str = "pred_all",
         return_scores: bool = False,
         attention: bool = False,
+        min_score: float = 0.0,
         batch_size: int = 4,
         on_error: OnError | None = None,
     ) -> Iterator[PhotoPrediction]:
@@ -139,7 +143,7 @@ class Segmenter:
         """
         words = self.words(vocabulary, phrases)
         self._check(words, protocol, batch_size, return_scores=return_scores, attention=attention)
-        asked = _Asked(words, protocol, return_scores, attention)
+        asked = _Asked(words, protocol, return_scores, attention, min_score)
         requests = (item if isinstance(item, Request) else Request(item) for item in images)
 
         def generate() -> Iterator[PhotoPrediction]:
@@ -240,6 +244,8 @@ class Segmenter:
         told: Objects = "truth" if asked.protocol == "oracle_obj" else "none"
         found = predict_batch(prepared, collate_eval([item.sample for item in batch]), told=(told,))
         for item, prediction in zip(batch, found, strict=True):
+            if isinstance(prediction, Segments):
+                prediction = prediction.select(prediction.scores >= asked.min_score)
             yield self._photo_prediction(item, prediction, asked)
 
     def _photo_prediction(self, item: _Input, prediction: Prediction, asked: _Asked) -> PhotoPrediction:
@@ -286,6 +292,7 @@ class _Asked:
     protocol: str
     scores: bool = False
     attention: bool = False
+    min_score: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -205,12 +205,13 @@ def segments_of(found: Segments, vocabulary: Vocabulary) -> tuple[Segment, ...]:
     levels: list[InstanceLevel] = [INSTANCE_LEVELS[i] for i in found.level.tolist()]
     names = {"object_part": vocabulary.object_parts, "object": vocabulary.label_objects}
     areas = coco_mask.area(list(found.rles)) if found.rles else []
+    numbers = np.cumsum(found.label < 0)
     segments = []
     for i, (level, label, rle) in enumerate(zip(levels, found.label.tolist(), found.rles)):
         left, top, right, bottom = (round(float(value)) for value in found.boxes[i])
         segments.append(
             Segment(
-                name=f"segment {i + 1}" if label < 0 else names[level][label],
+                name=f"segment {numbers[i]}" if label < 0 else names[level][label],
                 label=label,
                 area=int(areas[i]),
                 box=(left, top, right - left, bottom - top),

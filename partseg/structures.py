@@ -28,7 +28,8 @@ INSTANCE_LEVELS: tuple[InstanceLevel, ...] = ("object_part", "object")
 class Annotation:
     """One annotated thing of a record.
 
-    `label` is an object-part id, or for objects the position in `label_objects`, which holds objects without parts too.
+    `label` is an object-part id, or for objects the position in `label_objects`, which holds objects without parts too;
+    -1 for a part without a name (a pseudo label of a system that names nothing), which is an instance and in no map.
     `segmentation` is COCO's (polygons or RLE); `box` (left, top, right, bottom in pixels) stands in where there is
     none. `parent` is the position of the part's object among the record's annotations. `score` is that of a pseudo
     label.
@@ -152,6 +153,20 @@ class Sample:
         """Height and width of the labels."""
         return self.object_part.shape[0], self.object_part.shape[1]
 
+    def unlabelled(self) -> Sample:
+        """The picture and the object map that is told, without any label."""
+        instances = self.instances
+        return replace(
+            self,
+            object_part=torch.full_like(self.object_part, IGNORE_LABEL),
+            object=torch.full_like(self.object, IGNORE_LABEL),
+            num_owner=None,
+            num_foreign=None,
+            instances=None if instances is None else instances.select(torch.zeros(len(instances), dtype=torch.bool)),
+            image_labels=(),
+            phrases=(),
+        )
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -251,9 +266,14 @@ def stack_images(samples: Sequence[Sample]) -> tuple[UInt8[Tensor, "B 3 H W"], t
     sizes = {sample.image.shape for sample in samples}
     if len(sizes) == 1 and all(sample.region is None for sample in samples):
         return torch.stack([sample.image for sample in samples]), None
-    size = max(s[1] for s in sizes), max(s[2] for s in sizes)
-    images = torch.stack([_filled(sample.image, size, 0) for sample in samples])
+    images = stack_pictures([sample.image for sample in samples])
     return images, tuple(sample.region or (0, 0, *sample.image.shape[1:]) for sample in samples)
+
+
+def stack_pictures(pictures: Sequence[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "B 3 H W"]:
+    """Pictures of any sizes as one tensor, filled up with zeros at the bottom and the right."""
+    size = max(p.shape[1] for p in pictures), max(p.shape[2] for p in pictures)
+    return torch.stack([_filled(picture, size, 0) for picture in pictures])
 
 
 def _filled(tensor: Tensor, size: Size, value: int | bool) -> Tensor:

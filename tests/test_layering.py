@@ -1,6 +1,7 @@
 """Imports point one way only, and the core stays importable without its optional packages."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 EXTENDS = {"part_clipseg": {"clipseg"}, "part_cat_seg": {"cat_seg"}}
 """A system is built on another where its paper is; otherwise two systems share blocks, not each other's code."""
 
-OPTIONAL = {"detectron2", "transformers", "wandb", "tensorboard", "gradio", "matplotlib"}
+OPTIONAL = {"detectron2", "transformers", "skimage", "wandb", "tensorboard", "gradio", "matplotlib"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -68,14 +69,12 @@ def test_imports_point_down(path):
 SYSTEMS = sorted(p.name for p in (PACKAGE / "systems").iterdir() if (p / "__init__.py").is_file())
 
 
-def spellings(system: str) -> set[str]:
-    """A system's name as code would write it."""
-    return {system, system.replace("_", ""), "".join(word.capitalize() for word in system.split("_"))}
-
-
 def words_of(path: Path) -> set[str]:
     """Names and texts of a file that do something: all but comments and docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    left_out = [part for node in ast.walk(tree) if is_foreign(node) for part in ast.walk(node)]
+    foreign = set(map(id, left_out))
+    theirs = {part.asname or part.name for part in left_out if isinstance(part, ast.alias)}
     words: set[str] = set()
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -85,8 +84,24 @@ def words_of(path: Path) -> set[str]:
                     each.value.value = ""  # a docstring, or the text below a constant
     for node in ast.walk(tree):
         values = (getattr(node, field, None) for field in ("id", "attr", "name", "module", "arg", "value"))
-        words |= {value for value in values if isinstance(value, str)}
-    return words
+        words |= {value for value in values if isinstance(value, str) and id(node) not in foreign}
+    return words - theirs
+
+
+def is_foreign(node: ast.AST) -> bool:
+    """An import from another package, or one of torchvision's operations: their names are not ours."""
+    if isinstance(node, ast.ImportFrom):
+        return not (node.module or "").startswith("partseg")
+    if isinstance(node, ast.Import):
+        return not any(alias.name.startswith("partseg") for alias in node.names)
+    return isinstance(node, ast.Attribute) and ast.unparse(node).startswith(("torch.ops", "torchvision.ops", "ops."))
+
+
+def is_named(system: str, text: str) -> bool:
+    """Whether words of a name or text, one or several together, are the system's; `stops` does not name `ops`."""
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", text)]
+    target = system.replace("_", "")
+    return any("".join(words[i:j]) == target for i in range(len(words)) for j in range(i + 1, i + 6))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -98,7 +113,7 @@ def test_a_system_is_named_in_its_own_folder_only(path):
     for system in SYSTEMS:
         if system in allowed or any(system in str(other) for other in allowed):
             continue
-        named = {word for word in words_of(path) if any(s.lower() in word.lower() for s in spellings(system))}
+        named = {word for word in words_of(path) if is_named(system, word)}
         assert not named, f"{path.relative_to(ROOT)} knows of {system}: {sorted(named)[:3]}"
 
 

@@ -4,8 +4,10 @@ python tools/eval_net.py experiment=part_clipseg_pascal_part_116 ckpt=output/par
 python tools/eval_net.py ... launch.num_gpus=8                      the same integers on any number of processes
 python tools/eval_net.py ... evaluator=boundary save_predictions=true plots=true
 python tools/eval_net.py dataset=pascal_part_116 ckpt=output/part_clipseg_ade20k_part_234 cross_dataset=true
+python tools/eval_net.py ... ckpt=output/cutter names=output/part_clipseg_pascal_part_116 evaluator=oracle_obj
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from partseg.engine.checkpoint import digest, load, load_model, resolve
 from partseg.engine.launch import device_of, launch
 from partseg.engine.run import plain
 from partseg.evaluation import plots, results
+from partseg.evaluation.naming import Named
 from partseg.evaluation.predictions import PredictionWriter
 from partseg.evaluation.report import table
 from partseg.evaluation.runner import Evaluation, run
-from partseg.evaluation.setting import dataset_name, evaluation_vocabulary
+from partseg.evaluation.setting import adaptation, dataset_name, evaluation_vocabulary
 from partseg.utils import devices, distributed, env
 from partseg.utils.cli import cli
 from partseg.utils.config import instantiate
@@ -39,6 +42,8 @@ def evaluate(cfg: DictConfig) -> None:
     device = device_of(cfg)
     devices.set_tf32(cfg.train.tf32)
     model, trained, trained_config = load_model(cfg.ckpt, plugins=cfg.plugins)
+    if cfg.names is not None:
+        model = Named(model, load_model(cfg.names, plugins=cfg.plugins)[0])
     dataset = evaluation_set(cfg, model.input)  # type: ignore[arg-type]
     vocabulary = evaluation_vocabulary(
         trained,
@@ -72,7 +77,7 @@ def evaluate(cfg: DictConfig) -> None:
     if distributed.is_main():
         if writer is not None:
             writer.finish()
-        report(cfg, output, content(cfg, dataset, vocabulary, trained, evaluation))
+        report(cfg, output, content(cfg, dataset, vocabulary, trained, trained_config, evaluation))
 
 
 def output_folder(cfg: DictConfig, dataset: str) -> Path:
@@ -85,7 +90,12 @@ def output_folder(cfg: DictConfig, dataset: str) -> Path:
 
 
 def content(
-    cfg: DictConfig, dataset: PartSegDataset, vocabulary: Vocabulary, trained: Vocabulary, evaluation: Evaluation
+    cfg: DictConfig,
+    dataset: PartSegDataset,
+    vocabulary: Vocabulary,
+    trained: Vocabulary,
+    trained_config: Mapping[str, Any],
+    evaluation: Evaluation,
 ) -> dict[str, Any]:
     """What results.json holds, see partseg/evaluation/results.py."""
     checkpoint = {
@@ -94,9 +104,12 @@ def content(
         "iteration": load(cfg.ckpt)["iteration"],
         "vocabulary": {"name": trained.name, "key": trained.key},
     }
+    evaluated = {**plain(cfg)["eval_dataset"], "split": cfg.eval.split}
     return results.describe_dataset(dataset, vocabulary) | {
         "cross_dataset": bool(cfg.cross_dataset),
+        "adaptation": adaptation(trained_config["dataset"], evaluated, dataset.manifest_hash),
         "checkpoint": checkpoint,
+        "names": None if cfg.names is None else {"path": str(cfg.names), "sha256": digest(cfg.names)},
         "protocols": {name: result.describe() for name, result in evaluation.results.items()},
         **results.describe_cost(evaluation),
         "config": plain(cfg),

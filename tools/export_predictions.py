@@ -32,15 +32,9 @@ def run(cfg: DictConfig) -> None:
     devices.set_tf32(cfg.train.tf32)
     model, _, _ = load_model(cfg.ckpt, plugins=cfg.plugins)
     dataset = evaluation_set(cfg, model.input)  # type: ignore[arg-type]
-    options = ExportOptions(**cfg.export, batch_size=cfg.eval.batch_size, num_workers=cfg.eval.num_workers)
-    count = export(
-        model.to(device_of(cfg)),
-        dataset,
-        Path(cfg.output),
-        options,
-        predictor=instantiate(cfg.predictor),
-        checkpoint=digest(cfg.ckpt),
-    )
+    loading = {"batch_size": cfg.eval.batch_size, "num_workers": cfg.eval.num_workers}
+    options = ExportOptions(**cfg.export, **loading, checkpoint=digest(cfg.ckpt))
+    count = export(model.to(device_of(cfg)), dataset, Path(cfg.output), options, predictor=instantiate(cfg.predictor))
     if distributed.is_main():
         print(f"{count} photos now, {len(dataset)} in all: {cfg.output}")
 

@@ -18,6 +18,7 @@ Arguments are key=value:
     labels      false writes no label PNGs (default true)
     attention   true also writes what the network looked at for each part (default false)
     scores      true adds the mean probability of each segment (default false)
+    min_score   instances below this score are left out (default 0), for systems that find instances
     max_side    longer side of the pictures in pixels (default 1600); label PNGs keep the photo's size
     batch_size  photos through the network at once (default 4)
     device      cpu, cuda, cuda:1, ... (default: a GPU where there is one)
@@ -76,6 +77,7 @@ class Options:
     labels: bool = True
     attention: bool = False
     scores: bool = False
+    min_score: float = 0.0
     max_side: int = 1600
     batch_size: int = 4
     device: str | None = None
@@ -111,6 +113,7 @@ def main(options: Options) -> int:
         protocol=options.protocol,
         return_scores=options.scores,
         attention=options.attention,
+        min_score=options.min_score,
         batch_size=options.batch_size,
         on_error=lambda _, error: failures.append(str(error)),
     )

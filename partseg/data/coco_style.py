@@ -1,8 +1,8 @@
 """Records from COCO-style JSON: instances of objects and parts (masks or boxes, parents, scores) and phrases.
 
 Categories are matched by name with the vocabulary: "dog" is an object, "dog's head", "dog:head" and "dog head" are its
-part. This is also the form in which partseg writes predictions that another training takes as labels, and PACO, LVIS
-and COCO are read like this with `vocabulary="categories"`.
+part. This is also the form in which partseg writes predictions that another training takes as labels: there category 0
+"part" holds the parts of systems that name none. PACO, LVIS and COCO are read like this with `vocabulary="categories"`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from partseg.data.dataset import Mapper, PartSegDataset, build
 from partseg.structures import Annotation, InstanceLevel, Phrase, Record
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.words import as_vocabulary
+
+NAMELESS = "part"
+"""Category of parts without a name."""
 
 _log = logging.getLogger(__name__)
 
@@ -268,6 +271,7 @@ def _category_labels(
     for i, (owner, part) in enumerate(labels.pairs):
         known |= dict.fromkeys(spellings(owner, part), ("object_part", i))
     known |= {name: ("object", i) for i, name in enumerate(labels.label_objects)}
+    known.setdefault(NAMELESS, ("object_part", -1))
     strange = [str(category.get("name")) for category in categories if category.get("name") not in known]
     if strange:
         raise ValueError(

@@ -86,7 +86,7 @@ class LabelReader:
             object_part = self._png(record.object_part_file_name, image, record, geometry, "object-part")
         elif record.annotations is not None:
             for annotation in record.of_level("object_part"):  # later ones on top
-                if annotation.segmentation is not None:
+                if annotation.segmentation is not None and annotation.label >= 0:
                     object_part[read_mask(annotation.segmentation, image, record, geometry)] = annotation.label
         elif record.object_file_name is None:
             return Maps(object_part, object_part.copy())
@@ -200,6 +200,8 @@ class LabelReader:
         """Id in the vocabulary in use, IGNORE_LABEL where it lacks it; in a flipped picture that of the other side."""
         if level == "object":
             return int(self.label_object[label])
+        if label < 0:
+            return label
         label = int(self.part[label])
         return int(self.ours.mirror_lut[label]) if flip else label
 

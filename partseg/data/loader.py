@@ -26,10 +26,11 @@ BLOCK = 4096
 class TrainSampler(Sampler):
     """Endless (source, index, draw) of one rank: `draw` is the position in the source, `index` a shuffled record.
 
-    Every micro-batch of all ranks together comes from one source, drawn with probability proportional to its weight;
-    each rank takes a contiguous slice of it, so that what the ranks see together is the same for any `world_size`.
-    Epoch e of a source is a permutation from (seed, e); a source with `chances` is drawn from with replacement.
-    `start` is the number of micro-batches to skip: the stream from there on equals the tail of the stream from 0.
+    Every micro-batch of all ranks together comes from one source, drawn with probability proportional to its weight, or
+    `in_turns`, as often in a row as its weight says; each rank takes a contiguous slice of it, so that what the ranks
+    see together is the same for any `world_size`. Epoch e of a source is a permutation from (seed, e); a source with
+    `chances` is drawn from with replacement. `start` is the number of micro-batches to skip: the stream from there on
+    equals the tail of the stream from 0.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class TrainSampler(Sampler):
         micro_batch_size: int,
         weights: Sequence[float] = (1.0,),
         chances: Sequence[np.ndarray | None] = (),
+        in_turns: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -59,6 +61,7 @@ class TrainSampler(Sampler):
         self.micro_batch_size = micro_batch_size
         self.weights = np.asarray(weights, np.float64) / np.sum(weights)
         self.chances = tuple(chances) or (None,) * len(lengths)
+        self.turns = np.repeat(np.arange(len(lengths)), np.asarray(weights, np.int64)) if in_turns else None
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -92,6 +95,8 @@ class TrainSampler(Sampler):
         """Source of each micro-batch of a block."""
         if len(self.lengths) == 1:
             return np.zeros(BLOCK, np.int64)
+        if self.turns is not None:
+            return self.turns.take(np.arange(block * BLOCK, (block + 1) * BLOCK), mode="wrap")
         return np.random.default_rng([self.seed, block, len(self.lengths)]).choice(
             len(self.lengths), BLOCK, p=self.weights
         )
@@ -133,7 +138,7 @@ class _Sources(Dataset):
     def collate(self, items: Sequence[tuple[int, Sample]]) -> Batch:
         """One micro-batch, all of one source."""
         source = self.mixture.sources[items[0][0]]
-        samples = [sample for _, sample in items]
+        samples = [sample.unlabelled() if source.labels == "none" else sample for _, sample in items]
         return collate(samples, vocabulary=source.dataset.vocabulary, source=source.name)
 
 
@@ -175,6 +180,7 @@ def build_train_loader(
         micro_batch_size=batch_size // accumulation,
         weights=[source.weight for source in sources.mixture.sources],
         chances=[source.chances for source in sources.mixture.sources],
+        in_turns=sources.mixture.order == "turns",
         seed=seed,
         rank=rank,
         world_size=world_size,

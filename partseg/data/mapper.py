@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from partseg.data import colour, io
-from partseg.data.labels import InstanceSource, LabelledPhoto, LabelReader, object_map
+from partseg.data.given_objects import GivenObjects
+from partseg.data.labels import InstanceSource, LabelledPhoto, LabelReader
 from partseg.data.phrases import PhraseSource, about_phrase, all_phrases
 from partseg.geometry import (
     ChannelOrder,
@@ -193,9 +194,9 @@ class EvalMapper:
 
     Without an `input` the photo stays as it is, for those who only read labels.
 
-    `objects` is a folder with `<image id>.png` of some object segmenter, in the data set's object ids (8 or 16 bits,
-    all ones: none), which become `given`. `instances` adds instances to score against, `phrases` what to ask a picture
-    for, `photo` the photo at its own size.
+    `objects` are those of some object segmenter, which become `given`: a folder with `<image id>.png` in the data set's
+    object ids (8 or 16 bits, all ones: none), or a COCO file. `instances` adds instances to score against, `phrases`
+    what to ask a picture for, `photo` the photo at its own size.
     """
 
     def __init__(
@@ -210,9 +211,7 @@ class EvalMapper:
     ) -> None:
         self.input = input
         self.channel_order = _one_of("channel_order", channel_order, get_args(ChannelOrder))
-        self.objects = None if objects is None else Path(objects)
-        if self.objects is not None and not self.objects.is_dir():
-            raise FileNotFoundError(f"eval.objects: no folder {self.objects}; it must hold one object PNG per image")
+        self.objects = None if objects is None else GivenObjects(objects)
         self.instances = instances if instances is None else _one_of("instances", instances, get_args(InstanceSource))
         self.phrases = phrases
         self.photo = photo
@@ -237,8 +236,7 @@ class EvalMapper:
         geometry = whole if self.input is None else self.input.geometry(image.height, image.width)
         given = None
         if self.objects is not None:
-            path = str(self.objects / f"{record.image_id}.png")
-            given = torch.from_numpy(object_map(path, vocabulary, (image.height, image.width)))
+            given = torch.from_numpy(self.objects.map_of(record, vocabulary, (image.height, image.width)))
         sample = Sample(
             image=to_tensor(geometry.image(image), channel_order=self.channel_order),
             object_part=torch.from_numpy(reader.part.take(maps.object_part)),

@@ -1,6 +1,7 @@
 """Several data sets in one training, each with its own vocabulary and mapper; every micro-batch comes from one of them.
 
-Which one is a function of (seed, position in the run), the same on all processes and after a resume.
+Which one is a function of (seed, position in the run), the same on all processes and after a resume. A source may
+hold pseudo labels, or pictures whose labels nobody looks at.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -17,14 +18,21 @@ from partseg.data.coco_style import spellings
 from partseg.data.dataset import Mapper, PartSegDataset
 from partseg.vocabulary.names import Vocabulary
 
+Labels = Literal["annotated", "pseudo", "none"]
+Order = Literal["random", "turns"]
+
 
 @dataclass(frozen=True)
 class Source:
-    """One data set of a mixture and how often it is drawn, in relation to the others."""
+    """One data set of a mixture and how often it is drawn, in relation to the others.
+
+    `labels` says whose they are: people's, a network's, or nobody's: then samples come without (`Sample.unlabelled`).
+    """
 
     name: str
     dataset: PartSegDataset
     weight: float = 1.0
+    labels: Labels = "annotated"
     repeat_threshold: float | None = None
     """Share of the images below which a class is drawn more often (LVIS, PACO: 0.001); None: images in turn."""
 
@@ -45,9 +53,13 @@ class Source:
 
 
 class Mixture:
-    """The sources of a training. `vocabulary` names all of their classes; batches are in that of their own source."""
+    """The sources of a training. `vocabulary` names all of their annotated classes; batches are in their own source's.
 
-    def __init__(self, sources: Sequence[Source], *, name: str = "mixture") -> None:
+    `order` draws sources at random by weight, or in turns: each as often in a row as its weight says, which must then
+    be whole numbers. With as many micro-batches per step as the weights add up to, every step sees all sources.
+    """
+
+    def __init__(self, sources: Sequence[Source], *, order: Order = "random", name: str = "mixture") -> None:
         if not sources:
             raise ValueError("a mixture needs at least one data set: dataset.sources is empty")
         unrepeatable = {s.name: s.repeat_threshold for s in sources if not 0 < (s.repeat_threshold or 1) <= 1}
@@ -56,10 +68,20 @@ class Mixture:
         bad = {source.name: source.weight for source in sources if not source.weight > 0}
         if bad:
             raise ValueError(f"dataset.sources: weights must be positive, got {bad}; leave a data set out instead")
+        if order not in get_args(Order):
+            raise ValueError(f"dataset.order={order!r} is not one of {list(get_args(Order))}")
+        if order == "turns" and any(source.weight != int(source.weight) for source in sources):
+            weights = {source.name: source.weight for source in sources}
+            raise ValueError(f"dataset.order=turns needs whole numbers as weights, got {weights}")
+        strange = {source.name: source.labels for source in sources if source.labels not in get_args(Labels)}
+        if strange:
+            raise ValueError(f"dataset.sources: labels {strange} must be some of {list(get_args(Labels))}")
         self.sources = tuple(sources)
+        self.order: Order = order
         self.name = name
         _check_levels(self.sources)
-        self.vocabulary = _joined([source.dataset.vocabulary for source in sources], name)
+        annotated = [source for source in sources if source.labels == "annotated"] or sources
+        self.vocabulary = _joined([source.dataset.vocabulary for source in annotated], name)
 
     @classmethod
     def of(cls, dataset: PartSegDataset | Mixture) -> Mixture:
@@ -72,7 +94,7 @@ class Mixture:
     def subset(self, indices: Sequence[int]) -> Mixture:
         """The records at `indices` of every source."""
         cut = [replace(s, dataset=s.dataset.subset([i for i in indices if i < len(s.dataset)])) for s in self.sources]
-        return Mixture(cut, name=self.name)
+        return Mixture(cut, order=self.order, name=self.name)
 
 
 def mixture(
@@ -81,25 +103,26 @@ def mixture(
     *,
     mapper: Mapper | None = None,
     seed: int = 0,
+    order: Order = "random",
     name: str = "mixture",
 ) -> Mixture:
-    """`sources` maps a name to {dataset: builder, weight: 1, mapper: its own, or null for the training's,
-    repeat_threshold: null}.
+    """`sources` maps a name to {dataset: builder} and, if wanted, weight (1), mapper, split (the training's), labels,
+    repeat_threshold.
 
     The builders are partial (`_partial_: true` in YAML): they are called with split, mapper and seed.
     """
     built = []
     for key, entry in sources.items():
-        unknown = set(entry) - {"dataset", "weight", "mapper", "repeat_threshold"}
+        unknown = set(entry) - {"dataset", "weight", "mapper", "split", "labels", "repeat_threshold"}
         if "dataset" not in entry or unknown:
             raise ValueError(
                 f"dataset.sources.{key} holds {sorted(entry)}; give it 'dataset' and, if wanted, 'weight', 'mapper', "
-                "'repeat_threshold'"
+                "'split', 'labels', 'repeat_threshold'"
             )
-        own = entry.get("mapper") or mapper
-        dataset = entry["dataset"](split=split, mapper=own, seed=seed)
-        built.append(Source(key, dataset, float(entry.get("weight", 1)), entry.get("repeat_threshold")))
-    return Mixture(built, name=name)
+        own = {"split": entry.get("split", split), "mapper": entry.get("mapper") or mapper, "seed": seed}
+        weight, labels = float(entry.get("weight", 1)), entry.get("labels", "annotated")
+        built.append(Source(key, entry["dataset"](**own), weight, labels, entry.get("repeat_threshold")))
+    return Mixture(built, order=order, name=name)
 
 
 def _joined(vocabularies: Sequence[Vocabulary], name: str) -> Vocabulary:

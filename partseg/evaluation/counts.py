@@ -82,7 +82,18 @@ class Counts:
             scores["fwIoU"] = percent(metrics.fw_iou(self.confusion))
             scores["mACC"] = percent(metrics.mean_accuracy(self.confusion))
             scores["pACC"] = percent(metrics.pixel_accuracy(self.confusion))
+        if "with_background" in self.metrics:
+            scores |= {f"{name}_with_background": percent(value) for name, value in self._with_background().items()}
         return scores
+
+    def _with_background(self) -> dict[str, float | None]:
+        """Scores in which background is a class like the others."""
+        confusion = np.pad(self.confusion, (0, 1))
+        return {
+            "mIoU": metrics.mean(metrics.iou(confusion), metrics.present(confusion)),
+            "fwIoU": metrics.fw_iou(confusion),
+            "mACC": metrics.mean_accuracy(confusion),
+        }
 
     def describe(self) -> dict[str, Any]:
         """The entry in results.json."""

@@ -29,13 +29,17 @@ COMPLETE = "complete.json"
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """`protocol` says what is told of the objects. Segments below `min_score` are left out."""
+    """`protocol` says what is told of the objects. Segments below `min_score` are left out.
+
+    `checkpoint` is the sha256 of the file that predicts: a folder is not continued with another one.
+    """
 
     protocol: str = "pred_all"
     min_score: float = 0.0
     shard_size: int = 500
     batch_size: int = 4
     num_workers: int = 2
+    checkpoint: str = ""
 
     def __post_init__(self) -> None:
         if self.protocol not in ("pred_all", "oracle_obj"):
@@ -47,21 +51,15 @@ class ExportOptions:
 
 
 def export(
-    model: nn.Module,
-    dataset: PartSegDataset,
-    folder: Path,
-    options: ExportOptions,
-    *,
-    predictor: Predictor,
-    checkpoint: str,
+    model: nn.Module, dataset: PartSegDataset, folder: Path, options: ExportOptions, *, predictor: Predictor
 ) -> int:
     """Write the shards that are missing, this process its share; the number of photos that all processes did now.
 
-    `checkpoint` is the sha256 of the model's file. ValueError for a folder with shards of another one, of another data
-    set, split or size of shards. Every process must call it.
+    ValueError for a folder with shards of another checkpoint, data set, split or size of shards. Every process must
+    call it.
     """
     shards = range(-(-len(dataset) // options.shard_size))
-    what = {**_description(dataset, options), "checkpoint": checkpoint}
+    what = _description(dataset, options)
 
     def missing() -> list[int]:
         claim(folder, what)
@@ -98,6 +96,7 @@ def _description(dataset: PartSegDataset, options: ExportOptions) -> dict[str, A
         "shard_size": options.shard_size,
         "protocol": options.protocol,
         "min_score": options.min_score,
+        "checkpoint": options.checkpoint,
     }
 
 

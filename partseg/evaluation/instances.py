@@ -8,15 +8,17 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
+from operator import add
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch import Tensor
 
 from partseg.evaluation import metrics
 from partseg.evaluation.evaluator import Answer, Objects
@@ -42,6 +44,25 @@ class Precision:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """Annotated objects of a test set, how many of them were shown at all, and how many with an IoU of 0.5 or more."""
+
+    objects: int = 0
+    shown: int = 0
+    shown_well: int = 0
+
+    @classmethod
+    def of(cls, truth: Int[Tensor, "h w"], given: Int[Tensor, "h w"], num_objects: int) -> Coverage:
+        """Of one picture: every object id of the annotated map against the same id of the map that was shown."""
+        ids = truth[truth < num_objects].unique().tolist()
+        overlaps = [float(((truth == i) & (given == i)).sum() / ((truth == i) | (given == i)).sum()) for i in ids]
+        return cls(len(ids), sum(iou > 0 for iou in overlaps), sum(iou >= 0.5 for iou in overlaps))
+
+    def __add__(self, other: Coverage) -> Coverage:
+        return Coverage(*map(add, astuple(self), astuple(other)))
+
+
+@dataclass(frozen=True)
 class InstanceResult:
     """What COCOeval measured. `found` maps "masks"/"boxes" to per-class precision.
 
@@ -58,6 +79,7 @@ class InstanceResult:
     num_predictions: np.ndarray
     found: Mapping[str, Precision] = field(default_factory=dict)
     groups: Mapping[str, Mapping[str, Precision]] = field(default_factory=dict)
+    coverage: Coverage | None = None
 
     def scores(self) -> dict[str, float | None]:
         """`AP`, `AP50`, `AP75`, `AR` of masks and, as `box_AP` and so on, of boxes, with their splits, in percent."""
@@ -90,6 +112,8 @@ class InstanceResult:
             "num_predictions": int(self.num_predictions.sum()),
             "metrics": self.scores(),
         }
+        if self.coverage is not None:
+            entry["objects_given"] = asdict(self.coverage)
         if self.class_agnostic:
             return entry
         entry["classes"] = self._classes()
@@ -168,8 +192,11 @@ class InstanceEvaluator:
         of_level = sample.instances.select(sample.instances.level == INSTANCE_LEVELS.index(self.level))
         if "masks" in self.kinds and not bool(of_level.has_mask.all()):
             raise ValueError(f"image {sample.name!r} has instances without a mask; score kinds=[boxes]")
-        truth = as_segments(of_level)
-        self._images.append(_Image(sample.name, truth, of_level.counted.numpy(), answer.segments.of_level(self.level)))
+        coverage = None
+        if self.objects == "given" and sample.given is not None:
+            coverage = Coverage.of(sample.object, sample.given, self.vocabulary.num_objects)
+        truth, found = as_segments(of_level), answer.segments.of_level(self.level)
+        self._images.append(_Image(sample.name, truth, of_level.counted.numpy(), found, coverage))
 
     def evaluate(self) -> InstanceResult:
         """COCOeval over the images of all processes, run on the first one and handed to the others."""
@@ -181,10 +208,10 @@ class InstanceEvaluator:
         count = len(_seen(self.vocabulary, self.level))
         labels = np.concatenate([image.truth.label[image.counted] for image in images] or [np.zeros(0, int)])
         predicted = np.concatenate([image.found.label for image in images] or [np.zeros(0, int)])
-        if not self.class_agnostic and (predicted < 0).any():
-            raise ValueError(
-                "the system's segments have no names; score them with class_agnostic=true (evaluator=segments)"
-            )
+        for what, found in (("annotations", labels), ("system's segments", predicted)):
+            if not self.class_agnostic and (found < 0).any():
+                raise ValueError(f"the {what} have no names; score them with class_agnostic=true (evaluator=segments)")
+        covered = [image.coverage for image in images if image.coverage is not None]
         groups = {name: self._precision(images, group) for name, group in self._groups().items()}
         return InstanceResult(
             level=self.level,
@@ -192,13 +219,16 @@ class InstanceEvaluator:
             class_agnostic=self.class_agnostic,
             max_detections=self.max_detections,
             num_images=len(images),
-            num_instances=np.bincount(labels, minlength=count),
-            num_predictions=np.bincount(predicted[predicted >= 0], minlength=count)
-            if not self.class_agnostic
-            else np.array([len(predicted)]),
+            num_instances=self._count(labels, count),
+            num_predictions=self._count(predicted, count),
             found=groups["all"],
             groups=groups,
+            coverage=sum(covered, start=Coverage()) if covered else None,
         )
+
+    def _count(self, labels: np.ndarray, count: int) -> np.ndarray:
+        """How many there are of each class, or in all."""
+        return np.array([len(labels)]) if self.class_agnostic else np.bincount(labels, minlength=count)
 
     def _groups(self) -> dict[str, np.ndarray | None]:
         """Labels whose annotations count; None: all."""
@@ -221,6 +251,7 @@ class _Image:
     truth: Segments
     counted: np.ndarray
     found: Segments
+    coverage: Coverage | None
 
 
 def _seen(vocabulary: Vocabulary, level: InstanceLevel) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -194,6 +194,16 @@ class SegmentReader:
         """The best part segment over each pixel, K where there is none."""
         everything = torch.zeros(self.size, dtype=torch.int32)
         return self.choose(Choice(everything, (tuple(range(len(self.vocabulary))),)))
+
+    def named(self, truth: Int[Tensor, "h w"]) -> SegmentReader:
+        """The segments with the class of the annotated part that each covers most of; those that cover none go."""
+        classes = len(self.vocabulary)
+        ids = truth.cpu().clamp(max=classes)
+        covered = [torch.bincount(ids[mask], minlength=classes + 1)[:classes] for mask in self._masks]
+        counts = torch.stack(covered).numpy() if covered else np.zeros((0, classes), np.int64)
+        kept = np.flatnonzero(counts.any(1))
+        named = replace(self.parts.select(kept), label=counts[kept].argmax(1), levels=("object_part",))
+        return SegmentReader(named, self.vocabulary)
 
     def choose(self, choice: Choice) -> Int[Tensor, "h w"]:
         """The best part segment whose class the pixel's object may have, K where there is none."""

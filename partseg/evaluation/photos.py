@@ -50,9 +50,10 @@ def _labels(
     instances = None
     if isinstance(answer.prediction, Segments):
         instances = segments_of(answer.segments, words)
-        if (answer.segments.label < 0).any():
-            names = tuple(segment.name for segment in instances)
-            return _best_on_top(answer.segments.masks()), names, instances
+        parts = answer.segments.of_level("object_part")
+        if (parts.label < 0).any():
+            names = tuple(segment.name for segment in segments_of(parts, words))
+            return _best_on_top(parts.masks()), names, instances
     labels = PROTOCOLS[protocol]().labels(answer.labels, sample, words)
     return labels.cpu().numpy(), words.object_parts, instances
 

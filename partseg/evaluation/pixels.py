@@ -23,7 +23,7 @@ from partseg.structures import Sample
 from partseg.utils import distributed
 from partseg.vocabulary.names import Vocabulary
 
-METRICS = ("iou", "accuracy", "recall", "boundary_iou", *boundary.D2_RULES)
+METRICS = ("iou", "accuracy", "recall", "with_background", "boundary_iou", *boundary.D2_RULES)
 
 
 class PixelEvaluator:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from partseg.evaluation.evaluator import Objects
-from partseg.evaluation.labels import Choice, LabelReader, PartTable, own_parts
+from partseg.evaluation.labels import Choice, LabelReader, PartTable, SegmentReader, own_parts
 from partseg.labels import IGNORE_LABEL
 from partseg.structures import Sample
 from partseg.vocabulary.names import Vocabulary
@@ -129,6 +129,35 @@ class PredObj(PredAll):
         if sample.given is None:
             raise ValueError("pred_obj reads the objects of a segmenter: set eval.objects=<folder with <image id>.png>")
         return reader.choose(Choice(sample.given, own_parts(vocabulary)))
+
+
+class SemanticOracle:
+    """`semantic_oracle`: segments without names take that of the annotated part that they cover most of (OPS, table 5).
+
+    They are painted worst first, within the objects that are shown. It says how well an image is cut, as if every name
+    were right: no number of a system that names parts itself compares with it. Part-labelled pixels count, or, with
+    `background`, all but void ones, unlabelled pixels being background.
+    """
+
+    name = "semantic_oracle"
+
+    def __init__(self, *, objects: Objects = "truth", background: bool = False) -> None:
+        self.objects = objects
+        self.background = background
+
+    def labels(self, reader: LabelReader, sample: Sample, vocabulary: Vocabulary) -> Int[Tensor, "h w"]:
+        """The best segment over each pixel."""
+        if not isinstance(reader, SegmentReader):
+            raise TypeError("semantic_oracle names segments, the system gave dense scores; score its pixels instead")
+        labels = reader.named(sample.object_part).object_parts.to(sample.object_part.device)
+        shown = sample.object if self.objects == "truth" else sample.given
+        if self.objects == "none" or shown is None:
+            return labels
+        return torch.where(shown < vocabulary.num_objects, labels, len(vocabulary))
+
+    def truth(self, sample: Sample, vocabulary: Vocabulary) -> Truth:
+        """Labelled pixels, or all but void."""
+        return PredAllStrict().truth(sample, vocabulary) if self.background else Truth(sample.object_part)
 
 
 def _parts_by_substring(vocabulary: Vocabulary) -> PartTable:

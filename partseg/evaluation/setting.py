@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from partseg.vocabulary.names import Vocabulary
@@ -44,6 +46,30 @@ def evaluation_vocabulary(
 
 def _size(vocabulary: Vocabulary) -> str:
     return f"{len(vocabulary)} object-parts, key {vocabulary.key}"
+
+
+def adaptation(trained_on: Mapping[str, Any], evaluated: Mapping[str, Any], manifest_hash: str) -> str | None:
+    """How a model that was adapted without labels met these pictures; None for one that was not adapted.
+
+    "transductive" if pictures without labels, or those that pseudo labels were made for, are the ones that are scored,
+    "inductive" if they are others, "unknown" for pseudo labels that do not lie beside their export.json. `trained_on`
+    and `evaluated` are config nodes, the latter with its split.
+    """
+    found = set()
+    for source in (trained_on.get("sources") or {}).values():
+        node, labels = source["dataset"], source.get("labels", "annotated")
+        if labels == "none":
+            place = (Path(str(node.get("root"))).absolute(), source.get("split", "train"))
+            same = place == (Path(str(evaluated.get("root"))).absolute(), evaluated["split"])
+            found.add("transductive" if same else "inductive")
+        elif labels == "pseudo":
+            made = (Path(str(node.get("root", "."))) / str(node.get("annotations"))).parent / "export.json"
+            if not made.is_file():
+                found.add("unknown")
+                continue
+            same = json.loads(made.read_text(encoding="utf-8")).get("manifest_hash") == manifest_hash
+            found.add("transductive" if same else "inductive")
+    return next((how for how in ("transductive", "unknown", "inductive") if how in found), None)
 
 
 def dataset_name(node: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ SMOKE_OVERRIDES = (
     f"dataset={SMOKE_DATASET}",
     "init_from=null",
     "train.iterations=2",
-    "train.batch_size=2",
+    "train.batch_size=4",
     "train.num_workers=0",
     "train.limit_images=4",
     "eval.limit_images=4",
@@ -144,11 +144,7 @@ def shrunk(experiment: str, options: Options) -> list[str]:
     found = parse(experiment, config_dir())
     if found is None:
         raise ValueError(f"experiment {experiment!r} must be a system and a data set, to be run with --smoke")
-    return [
-        f"model={found.system}{TINY}",
-        *SMOKE_OVERRIDES,
-        *(f"{key}.root={toy_root(options)}" for key in ("dataset", "eval_dataset")),
-    ]
+    return [f"model={found.system}{TINY}", *SMOKE_OVERRIDES, f"data_root={toy_root(options).parent}"]
 
 
 def command(tool: str, options: Options, arguments: Sequence[str]) -> tuple[str, ...]:

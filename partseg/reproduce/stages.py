@@ -26,7 +26,8 @@ from typing import Any
 import yaml
 
 from partseg.reproduce.plan import Job, Kind, Options, command, quote, shrunk
-from partseg.utils.config import compose
+from partseg.utils.config import compose, config_dir
+from partseg.utils.experiments import stems
 
 KEYS = {
     "train": ({"experiment"}, {"from", "checkpoint", "overrides"}),
@@ -130,7 +131,10 @@ def _job(recipe: Recipe, stage: Stage, folder: Path, options: Options, *, traini
         checkpoint = _checkpoint(stage, folder)
         words = (sys.executable, f"tools/{stage.tool}.py", f"ckpt={checkpoint}", f"output={directory}", *overrides)
         return Job(stage.kind, directory, words, training=training, checkpoint=checkpoint)
-    settings = [f"experiment={stage.experiment}", *shrunk(stage.experiment, options), *overrides, *options.overrides]
+    small = shrunk(stage.experiment, options)
+    data = [override for override in small if override.startswith("dataset=")]
+    settings = [f"experiment={stage.experiment}", *data, *(_small(o) if options.smoke else o for o in overrides)]
+    settings += [*(override for override in small if override not in data), *options.overrides]
     iterations = None
     if stage.kind == "train":
         place = [f"output_root={folder}", f"name={stage.name}", f"seed={options.seeds[0]}"]
@@ -144,6 +148,14 @@ def _job(recipe: Recipe, stage: Stage, folder: Path, options: Options, *, traini
     if stage.kind == "train":
         return Job(stage.kind, directory, words, iterations)
     return Job(stage.kind, directory, words, training=training, checkpoint=_checkpoint(stage, folder))
+
+
+def _small(override: str) -> str:
+    """A choice of data set as its toy, where it has one."""
+    key, _, name = override.partition("=")
+    toy = f"toy_{name}"
+    has_toy = key in ("dataset", "eval_dataset") and toy in stems(config_dir() / "dataset")
+    return f"{key}={toy}" if has_toy else override
 
 
 def _checkpoint(stage: Stage, folder: Path) -> Path:

@@ -7,6 +7,7 @@ that name a data set of their own are experiments as they stand.
 
 from __future__ import annotations
 
+import re
 from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,8 +82,8 @@ def official(recipe: str, model: str) -> str:
 
 
 def _needs_root(path: Path) -> bool:
-    """Whether a data set is a format, whose folder the user names, rather than a benchmark."""
-    return "root: ???" in path.read_text(encoding="utf-8")
+    """Whether a data set is a format, whose folder or labels the user names, rather than a benchmark."""
+    return re.search(r"\b(root|annotations): \?{3}", path.read_text(encoding="utf-8")) is not None
 
 
 def stems(folder: Path) -> set[str]:

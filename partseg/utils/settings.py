@@ -127,6 +127,7 @@ class Settings:
     launch: Launch
     # eval.yaml and score.yaml
     ckpt: Text
+    names: Text | None
     output: Text | None
     cross_dataset: bool
     save_predictions: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +17,32 @@ Rules = Sequence[tuple[str, tuple[str, ...]]]
 class Link:
     """Our tensor `ours` is `theirs` stacked along rows (q, k, v), transposed if asked.
 
-    `fit` makes a tensor of another shape fit (a position table of another grid); None: it is refused.
+    `fit` makes a tensor of another shape fit (a position table of another grid); None: it is refused. `block` (i, n)
+    says that ours is instead the i-th of n equal blocks of rows of theirs.
     """
 
     ours: str
     theirs: tuple[str, ...]
     transposed: bool = False
     fit: Callable[[Tensor, torch.Size], Tensor | None] | None = None
+    block: tuple[int, int] | None = None
 
     def read(self, state: Mapping[str, Tensor]) -> Tensor:
         """Our tensor out of their state."""
         parts = [state[name] for name in self.theirs]
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if self.block is not None:
+            tensor = tensor.chunk(self.block[1])[self.block[0]]
         return tensor.t() if self.transposed else tensor
 
-    def write(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Their tensors out of ours, each with its own memory."""
+    def write(self, tensor: Tensor, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Their tensors out of ours, each with its own memory; `written` holds the blocks that are there already."""
         tensor = tensor.detach().t() if self.transposed else tensor.detach()
+        if self.block is not None:
+            (name,), (place, count) = self.theirs, self.block
+            whole = written[name] if name in written else tensor.new_zeros(count * len(tensor), *tensor.shape[1:])
+            whole.chunk(count)[place].copy_(tensor)
+            return {name: whole}
         parts = tensor.chunk(len(self.theirs)) if len(self.theirs) > 1 else (tensor,)
         return {name: part.clone(memory_format=torch.contiguous_format) for name, part in zip(self.theirs, parts)}
 
@@ -93,7 +102,7 @@ def under(prefix: str, inner: Callable[[str], Link | None]) -> Callable[[str], L
         if not name.startswith(prefix):
             return None
         found = inner(name[len(prefix) :])
-        return found and Link(name, found.theirs, transposed=found.transposed, fit=found.fit)
+        return found and replace(found, ours=name)
 
     return link
 

@@ -111,7 +111,7 @@ def export_weights(model: nn.Module, layout: str) -> dict[str, Tensor]:
     own = model.state_dict()
     state: dict[str, Tensor] = {}
     for link in known[layout].links(own):
-        state.update(link.write(own[link.ours]))
+        state.update(link.write(own[link.ours], state))
     return known[layout].complete(model, state)
 
 

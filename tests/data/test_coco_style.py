@@ -312,3 +312,38 @@ def test_a_file_of_another_kind_is_refused(write, dog, write_json):
     write_json(root / "annotations_val.json", [])
     with pytest.raises(ValueError, match="is not a COCO file"):
         load(root)
+
+
+def test_parts_without_a_name_are_instances_and_in_no_map(write, dog):
+    """What a system that names nothing predicts is what the next one learns from: the object, and parts inside it."""
+    categories = {0: "part", 1: "dog", 2: "dog's head"}
+    parts = [
+        dog(0, id=2, parent_id=1, score=0.4),
+        dog(0, (5, 5, 10, 10), id=3, parent_id=1),
+        dog(2, (6, 6, 9, 9), id=4),
+    ]
+    root = write([dog(1, id=1), *parts], categories=categories)
+    dataset = load(root, mapper=EvalMapper(instances="annotated"))
+    assert [(a.level, a.label, a.parent) for a in dataset.records[0].annotations] == [
+        ("object", DOG, None),
+        ("object_part", -1, 0),
+        ("object_part", -1, 0),
+        ("object_part", DOG_HEAD, None),
+    ]
+    found = dataset[0]
+    assert found.instances.label.tolist() == [DOG, -1, -1, DOG_HEAD] and found.instances.parent.tolist() == [
+        -1,
+        0,
+        0,
+        -1,
+    ]
+    assert set(found.object_part.unique().tolist()) == {DOG_HEAD, IGNORE_LABEL}
+    about = TrainMapper((HEIGHT, WIDTH), about="object", instances="annotated", flip_probability=1.0)
+    trained = load(root, split="val", mapper=about)[0]
+    assert trained.instances.label.tolist() == [DOG, -1, -1], "its own parts, flipped or not"
+
+
+def test_a_vocabulary_may_have_an_object_called_part(write, dog):
+    root = write([dog(5)], categories={5: "part"})
+    (only,) = load(root, vocabulary="part: handle").records[0].annotations
+    assert (only.level, only.label) == ("object", 0)

@@ -11,6 +11,7 @@ from partseg.data.dataset import PartSegDataset
 from partseg.data.loader import BLOCK, TrainSampler, build_train_loader
 from partseg.data.mapper import TrainMapper
 from partseg.data.mixture import Mixture, Source, mixture
+from partseg.labels import IGNORE_LABEL
 from partseg.structures import Annotation, Record
 from partseg.vocabulary.names import Vocabulary
 
@@ -202,3 +203,52 @@ def test_wrong_mixtures_are_refused(dataset):
         mixture({"a": {"datset": None}}, "train")
     with pytest.raises(ValueError, match=r"dataset\.sources\.a holds \['dataset', 'wieght'\]"):
         mixture({"a": {"dataset": None, "wieght": 1}}, "train")
+    with pytest.raises(ValueError, match="dataset.order='loop' is not one of"):
+        Mixture([Source("pets", dataset(PETS, 1))], order="loop")
+    with pytest.raises(ValueError, match=r"order=turns needs whole numbers as weights, got {'pets': 0.5}"):
+        Mixture([Source("pets", dataset(PETS, 1), weight=0.5)], order="turns")
+    with pytest.raises(ValueError, match=r"labels {'pets': 'some'} must be some of"):
+        Mixture([Source("pets", dataset(PETS, 1), labels="some")])
+
+
+# Turns, and pictures without labels -----------------------------------------------------------------------------------
+def test_in_turns_every_step_sees_every_source():
+    """Also across blocks: weights 1 and 3 are one micro-batch in four."""
+    micro_batches = stream(2 * BLOCK + 8, micro_batch_size=1, in_turns=True)
+    assert [source for source, _, _ in micro_batches] == [0, 1, 1, 1] * (BLOCK // 2 + 2)
+    for start in (1, BLOCK - 1, BLOCK + 2):
+        assert stream(6, micro_batch_size=1, in_turns=True, start=start) == micro_batches[start : start + 6]
+
+
+def test_half_of_every_step_is_unlabelled(dataset):
+    sources = [Source("pets", dataset(PETS, 3)), Source("photos", dataset(CARS, 5), labels="none")]
+    mixed = Mixture(sources, order="turns")
+    assert mixed.vocabulary is PETS, "what nobody labelled names no class"
+    assert mixed.subset([0]).order == "turns" and [s.labels for s in mixed.subset([0]).sources] == ["annotated", "none"]
+    found = batches(mixed, 6, batch_size=4, accumulation=2)
+    assert [batch.source for batch in found] == ["pets", "photos"] * 3
+    for batch in found:
+        nothing = batch.source == "photos"
+        assert (batch.object_part == IGNORE_LABEL).all() == nothing and (batch.object == IGNORE_LABEL).all() == nothing
+
+
+def test_a_picture_without_labels_keeps_the_object_that_is_told(dataset):
+    about = TrainMapper(8, about="object", instances="classes")
+    source = dataset(PETS, 1)
+    source.mapper = about
+    labelled, blank = source[0], source[0].unlabelled()
+    assert len(labelled.instances) == 2 and len(blank.instances) == 0
+    assert torch.equal(blank.given, labelled.given) and torch.equal(blank.image, labelled.image)
+
+
+def test_a_source_may_have_its_own_split_and_labels(dataset):
+    calls = []
+
+    def builder(**options):
+        calls.append(options["split"])
+        return dataset(PETS, 1)
+
+    entries = {"a": {"dataset": builder}, "b": {"dataset": builder, "split": "val", "labels": "none", "weight": 2}}
+    built = mixture(entries, "train", order="turns")
+    assert calls == ["train", "val"] and built.order == "turns"
+    assert [(source.labels, source.weight) for source in built.sources] == [("annotated", 1.0), ("none", 2.0)]

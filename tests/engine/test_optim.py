@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from partseg.engine.optim import adamw, constant, cosine, param_groups, poly, sgd
+from partseg.engine.optim import adamw, constant, cosine, multistep, param_groups, poly, sgd
 from partseg.utils.config import compose, instantiate
 
 
@@ -61,4 +61,7 @@ def test_schedules():
     assert cosine(1, iterations=4) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
     assert [constant(i, warmup_iterations=4, warmup_factor=0.2) for i in (0, 2, 4, 9)] == pytest.approx(
         [0.2, 0.6, 1, 1]
+    )
+    assert [multistep(i, milestones=[3, 5], warmup_iterations=2, warmup_factor=0.5) for i in (0, 1, 2, 3, 5)] == (
+        pytest.approx([0.5, 0.75, 1, 0.1, 0.01])
     )

@@ -24,9 +24,8 @@ def exported(toy_run, tmp_path):
     dataset = evaluation_set(config, model.input)
 
     def run(options=OPTIONS, checkpoint=None):
-        checkpoint = checkpoint or digest(toy_run)
-        predictor = instantiate(config.predictor)
-        return export(model, dataset, tmp_path / "labels", options, predictor=predictor, checkpoint=checkpoint)
+        options = replace(options, checkpoint=checkpoint or digest(toy_run))
+        return export(model, dataset, tmp_path / "labels", options, predictor=instantiate(config.predictor))
 
     return run
 

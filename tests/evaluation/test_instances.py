@@ -371,3 +371,26 @@ def test_what_cannot_be_scored_is_named(sample, vocabulary):
     dense = DenseScores(torch.zeros(9, 2, 2), None, SIZE)
     with pytest.raises(TypeError, match="scores instances, the system gave DenseScores; score its pixels"):
         measure(vocabulary, [(truth_of(sample, [(HEAD, A)]), dense)])
+
+
+def test_annotations_without_names_are_scored_without_names(vocabulary, sample):
+    one = truth_of(sample, [(-1, A), (-1, B)])
+    pair = (one, found_of([(0.9, -1, A)]))
+    result = measure(vocabulary, [pair], class_agnostic=True, kinds=["masks"])
+    assert result.describe()["num_instances"] == 2 and result.scores()["AR"] == pytest.approx(50)
+    with pytest.raises(ValueError, match="the annotations have no names; score them with class_agnostic=true"):
+        measure(vocabulary, [pair])
+
+
+def test_how_many_objects_were_shown_is_reported(vocabulary, sample):
+    """Two dogs' worth of ids and a car: one shown well, one badly, one not at all."""
+    one = truth_of(sample, [(HEAD, A)])
+    truth, given = torch.full(SIZE, 9, dtype=torch.int32), torch.full(SIZE, 9, dtype=torch.int32)
+    truth[:10], truth[10:20], truth[20:30] = 0, 1, 2
+    given[:8], given[10:11] = 0, 1
+    told = replace(one, object=truth, given=given)
+    pairs = [(told, found_of([(0.9, -1, A)]))] * 2
+    entry = measure(vocabulary, pairs, class_agnostic=True, kinds=["masks"], objects="given").describe()
+    assert entry["objects_given"] == {"objects": 6, "shown": 4, "shown_well": 2}
+    entry = measure(vocabulary, pairs, class_agnostic=True, kinds=["masks"], objects="truth").describe()
+    assert "objects_given" not in entry

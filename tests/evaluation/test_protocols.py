@@ -1,5 +1,6 @@
 """Each protocol on tiny hand-drawn maps: which parts may be chosen, which pixels count, what is a miss."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +12,16 @@ from partseg.data.mapper import EvalMapper
 from partseg.evaluation.evaluator import Answer
 from partseg.evaluation.labels import Choice, ScoreReader, own_parts
 from partseg.evaluation.pixels import PixelEvaluator
-from partseg.evaluation.protocols import OracleObj, OracleObjSubstring, PredAll, PredAllStrict, PredObj
+from partseg.evaluation.protocols import (
+    OracleObj,
+    OracleObjSubstring,
+    PredAll,
+    PredAllStrict,
+    PredObj,
+    SemanticOracle,
+)
 from partseg.evaluation.runner import process_image
-from partseg.labels import IGNORE_LABEL
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.prediction import DenseScores, PhraseScores, Segments
 from partseg.structures import Record
 from partseg.vocabulary.names import Vocabulary
@@ -170,6 +178,43 @@ def test_pred_obj_reads_objects_from_files(vocabulary, told, dtype, none):
     assert counts.confusion[0].tolist() == [1, 0, 0, 1, 0, 0, 0, 0, 2]
 
 
+def test_objects_are_also_read_from_a_coco_file(vocabulary, sample, tmp_path):
+    """Categories that are no objects of the vocabulary are left out; the better instance lies on top."""
+
+    def rle(*columns):
+        mask = np.isin(np.arange(4), columns)[None].astype(np.uint8)
+        return {"size": [1, 4], "counts": [4] if not mask.any() else run_lengths(mask)}
+
+    def run_lengths(mask):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], mask[0], [0]])))
+        return np.diff(np.concatenate([[0], edges, [4]])).tolist()
+
+    def entry(category, columns, score):
+        return {"image_id": 1, "category_id": category, "segmentation": rle(*columns), "score": score}
+
+    found = {
+        "images": [{"id": 1, "file_name": "a/photo.png"}],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(("dog", "zebra", "car"))],
+        "annotations": [entry(0, (1, 2), 0.9), entry(2, (2, 3), 0.5), entry(1, (0,), 1.0)],
+    }
+    path = tmp_path / "objects.json"
+    path.write_text(json.dumps(found))
+    Image.new("RGB", (4, 1)).save(tmp_path / "photo.png")
+    record = Record("photo", str(tmp_path / "photo.png"))
+    words = {"label_vocabulary": vocabulary, "vocabulary": vocabulary}
+    given = EvalMapper(objects=path)(record, **words).given
+    dog, car = vocabulary.object_id("dog"), vocabulary.object_id("car")
+    assert given.tolist() == [[BACKGROUND_LABEL, dog, dog, car]]
+    Image.new("RGB", (4, 1)).save(tmp_path / "other.png")
+    with pytest.raises(ValueError, match=r"objects\.json does not list the image 'other'"):
+        EvalMapper(objects=path)(Record("other", str(tmp_path / "other.png")), **words)
+    Image.new("RGB", (4, 2)).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match=r"its RLE is \[1, 4\], the image is \[2, 4\]"):
+        EvalMapper(objects=path)(record, **words)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*absent\.json; it must hold .* or be a COCO file"):
+        EvalMapper(objects=tmp_path / "absent.json")
+
+
 def test_pred_obj_names_what_is_wrong_with_a_file(vocabulary, told, sample, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"image\.png"):
         told([0, 0], None)
@@ -250,3 +295,61 @@ def test_only_the_photo_is_read(vocabulary, sample):
         alone, inside = (run_one(protocol, scores, one, vocabulary) for scores in (plain, placed))
         assert torch.equal(alone[0], inside[0])
         np.testing.assert_array_equal(alone[1].confusion, inside[1].confusion)
+
+
+# Segments without names -----------------------------------------------------------------------------------------------
+def nameless(masks, scores):
+    return Segments.from_masks(torch.tensor(masks, dtype=torch.bool), scores=scores)
+
+
+def test_the_semantic_oracle_names_a_segment_by_what_it_covers_most(vocabulary, sample):
+    one = sample([[0, 0, 1, 1, None, None]], [[0, 0, 0, 0, 0, -1]])
+    masks = [[[1, 1, 1, 0, 0, 0]], [[0, 0, 1, 1, 1, 1]], [[0, 0, 0, 0, 1, 1]]]  # the last one covers no part
+    found = nameless(masks, [0.5, 0.6, 0.9])
+    labels, counts = run_one(SemanticOracle(), found, one, vocabulary)
+    assert labels.tolist() == [[0, 0, 1, 1, 1, B]], "the better one on top, and nothing outside the object"
+    assert counts.scores()["mIoU"] == 100 and counts.scores()["pACC"] == 100
+    labels, counts = run_one(SemanticOracle(background=True), found, one, vocabulary)
+    assert counts.confusion.sum() == 6 and counts.confusion[B, 1] == 1 and counts.confusion[B, B] == 1
+    shown = replace(one, given=torch.tensor([[0, 0, 0, 9, 9, 9]], dtype=torch.int32))
+    labels, _ = run_one(SemanticOracle(objects="given"), found, shown, vocabulary)
+    assert labels.tolist() == [[0, 0, 1, B, B, B]]
+    labels, _ = run_one(SemanticOracle(objects="none"), found, one, vocabulary)
+    assert labels.tolist() == [[0, 0, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_the_semantic_oracle_of_annotated_segments_is_perfect(background, vocabulary, samples_of):
+    from partseg.data.labels import instances_of_maps
+    from partseg.prediction import as_segments
+
+    evaluator = PixelEvaluator(SemanticOracle(background=background), metrics=["iou", "accuracy", "with_background"])
+    evaluator.reset(vocabulary)
+    for each in samples_of(4):
+        each = replace(each, object_part=each.object_part.masked_fill(each.object >= 3, IGNORE_LABEL))
+        truth = instances_of_maps(each.object_part.numpy(), each.object.numpy(), vocabulary)
+        found = as_segments(truth.select(truth.level == 0))
+        blank = replace(found, label=np.full(len(found), -1))
+        evaluator.process(Answer(blank, vocabulary), each)
+    scores = evaluator.evaluate().scores()
+    assert {scores[name] for name in ("mIoU", "fwIoU", "mACC", "mIoU_with_background", "fwIoU_with_background")} == {
+        100
+    }
+
+
+def test_scores_with_background_count_it_as_a_class(vocabulary, sample):
+    one = sample([[0, None, None, None]], [[0, 0, -1, -1]])
+    found = nameless([[[1, 1, 0, 0]]], [0.5])
+    evaluator = PixelEvaluator(SemanticOracle(background=True), metrics=["iou", "accuracy", "with_background"])
+    evaluator.reset(vocabulary)
+    evaluator.process(Answer(found, vocabulary), one)
+    scores = evaluator.evaluate().scores()
+    # class 0: 1 of 2 pixels; background: 2 of 3
+    assert scores["mIoU"] == 50 and scores["mIoU_with_background"] == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
+    assert scores["fwIoU_with_background"] == pytest.approx(100 * (1 / 4 * 1 / 2 + 3 / 4 * 2 / 3))
+    assert scores["mACC_with_background"] == pytest.approx(100 * (1 + 2 / 3) / 2)
+
+
+def test_the_semantic_oracle_is_for_segments(vocabulary, sample):
+    with pytest.raises(TypeError, match="semantic_oracle names segments, the system gave dense scores"):
+        run_one(SemanticOracle(), scores_for([[0]], [[0]]), sample([[0]], [[0]]), vocabulary)

@@ -1,8 +1,10 @@
 """Which model may be scored on which data set, and what counts as unseen then."""
 
+import json
+
 import pytest
 
-from partseg.evaluation.setting import dataset_name, evaluation_vocabulary
+from partseg.evaluation.setting import adaptation, dataset_name, evaluation_vocabulary
 from partseg.vocabulary.names import Vocabulary
 
 OWN = {"trained_on": "animals", "dataset": "animals"}
@@ -46,3 +48,25 @@ def test_a_few_shot_selection_is_the_same_data_set():
     assert dataset_name({"_target_": target}) == "pascal_part_116"
     assert dataset_name({"_target_": target, "name": "pascal_part_116_16shot", "shots": 16}) == "pascal_part_116"
     assert dataset_name({"_target_": target, "name": "toy_pascal_part_116"}) == "toy_pascal_part_116"
+
+
+def test_a_model_that_met_the_pictures_without_labels_is_transductive(tmp_path):
+    (tmp_path / "export.json").write_text(json.dumps({"manifest_hash": "abc"}))
+
+    def trained(*, split="val", labels="shard-*.json"):
+        return {
+            "sources": {
+                "labelled": {"dataset": {"root": "data/a"}},
+                "unlabelled": {"labels": "none", "split": split, "dataset": {"root": "data/a"}},
+                "pseudo": {"labels": "pseudo", "dataset": {"root": str(tmp_path), "annotations": labels}},
+            }
+        }
+
+    here = {"root": "data/a", "split": "val"}
+    assert adaptation({"root": "data/a"}, here, "abc") is None
+    assert adaptation({"sources": {"labelled": {"dataset": {"root": "data/a"}}}}, here, "abc") is None
+    assert adaptation(trained(), here, "xyz") == "transductive", "its pictures without labels are these"
+    assert adaptation(trained(split="train"), here, "abc") == "transductive", "the pseudo labels are of these"
+    assert adaptation(trained(split="train"), here, "xyz") == "inductive"
+    assert adaptation(trained(), {"root": "data/b", "split": "val"}, "xyz") == "inductive"
+    assert adaptation(trained(split="train", labels="elsewhere/*.json"), here, "xyz") == "unknown"

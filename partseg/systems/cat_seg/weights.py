@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -100,7 +100,7 @@ class _Third(Link):
     def read(self, state: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
         return state[self.theirs[0]].chunk(3)[self.which]
 
-    def write(self, tensor: Tensor) -> dict[str, Tensor]:
+    def write(self, tensor: Tensor, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}
 
 

@@ -1,0 +1,125 @@
+"""OPS through the tools: trained, evaluated with and without names, labels made in stages, predicts on photos."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from partseg.data.coco_style import coco_style
+from partseg.data.mapper import TrainMapper
+from partseg.engine.build import evaluation_set
+from partseg.engine.checkpoint import Checkpoints
+from partseg.engine.run import plain
+from partseg.evaluation import results
+from partseg.evaluation.export import ExportOptions, export
+from partseg.evaluation.predictor import Predictor
+from partseg.losses.criterion import loss_of
+from partseg.structures import collate
+from partseg.utils.config import compose, instantiate
+
+pytest.importorskip("transformers", reason="the network is transformers' Mask2Former (pip install 'partseg[ops]')")
+
+
+@pytest.fixture(scope="module")
+def run(toy_run, tmp_path_factory):
+    """(run directory of an untrained OPS, overrides that name its experiment and the toy data)."""
+    overrides = [
+        "experiment=ops_toy_pascal_part_116",
+        "model=ops_tiny",
+        f"data_root={toy_run.parent / 'data'}",
+        "launch.num_gpus=0",
+        "eval.num_workers=0",
+        "augmentation.size=96",
+    ]
+    config = compose("train", overrides)
+    torch.manual_seed(0)
+    model = instantiate(config.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    folder = tmp_path_factory.mktemp("ops") / "run"
+    vocabulary = instantiate(config.dataset, split="train").vocabulary
+    checkpoints = Checkpoints(folder / "checkpoints", config=plain(config))
+    checkpoints.save(model, optimizer=optimizer, iteration=3, vocabulary=vocabulary, ema=None)
+    return folder, overrides
+
+
+def evaluate(load, run, tmp_path, *more):
+    folder, overrides = run
+    config = compose("eval", [*overrides, f"ckpt={folder}", f"output={tmp_path}", *more])
+    load("eval_net").evaluate(config)
+    return results.read(tmp_path)
+
+
+def test_its_checkpoint_is_scored(load, run, tmp_path):
+    content = evaluate(load, run, tmp_path)
+    assert set(content["protocols"]) == {"segments", "semantic_oracle", "semantic_oracle_background"}
+    assert content["protocols"]["segments"]["num_predictions"] > 0 and content["adaptation"] is None
+    scores = content["protocols"]["semantic_oracle_background"]["metrics"]
+    assert {"mIoU", "fwIoU", "mACC", "mIoU_with_background", "mACC_with_background"} <= set(scores)
+
+
+def test_a_system_with_text_names_its_segments(load, run, toy_run, tmp_path):
+    content = evaluate(load, run, tmp_path, f"names={toy_run}", "evaluator=oracle_obj", "best.metrics=[]")
+    assert (
+        content["names"]["path"] == str(toy_run) and content["protocols"]["oracle_obj"]["metrics"]["mIoU"] is not None
+    )
+    with pytest.raises(ValueError, match="is told which objects there are"):
+        evaluate(load, run, tmp_path / "other", f"names={toy_run}", "evaluator=default", "best.metrics=[]")
+
+
+def test_a_masked_object_gets_parts_as_rle(load, run, tmp_path):
+    predict = load("predict")
+    for folder in ("photos", "masks"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(
+        tmp_path / "photos/a.png"
+    )
+    mask = np.zeros((40, 50), np.uint8)
+    mask[5:30, 10:40] = 255
+    Image.fromarray(mask).save(tmp_path / "masks/a.png")
+    options = predict.Options(run[0], (str(tmp_path / "photos"),), device="cpu", protocol="oracle_obj")
+    options = replace(options, masks=tmp_path / "masks", output=tmp_path / "out")
+    assert predict.main(options) == 0
+    found = json.loads((tmp_path / "out" / "segments.json").read_text())["annotations"]
+    (given,) = [each for each in found if "parent_id" not in each]
+    parts = [each for each in found if each is not given]
+    assert given["area"] == 750 and parts and {each["parent_id"] for each in parts} == {given["id"]}
+    assert all(each["area"] <= 750 and each["category_id"] == 0 for each in parts)
+    middle = sorted(each["score"] for each in parts)[len(parts) // 2]
+    assert predict.main(replace(options, output=tmp_path / "less", min_score=middle)) == 0
+    kept = json.loads((tmp_path / "less" / "segments.json").read_text())["annotations"]
+    assert 1 < len(kept) < len(found) and min(each["score"] for each in kept) >= middle - 1e-4
+
+
+def test_its_parts_are_labels_for_the_next_stage(run, tmp_path):
+    """Exported, read again, and trained on: the loss of pseudo labels is that of any instances."""
+    folder, overrides = run
+    config = compose("train", overrides)
+    model = instantiate(config.model)
+    dataset = evaluation_set(config, model.input)
+    options = ExportOptions(protocol="oracle_obj", min_score=0.0, checkpoint="first")
+    assert export(model.eval(), dataset, tmp_path / "labels", options, predictor=Predictor()) == len(dataset)
+    with pytest.raises(ValueError, match="holds another export.*checkpoint.*first.*second"):
+        export(model, dataset, tmp_path / "labels", replace(options, checkpoint="second"), predictor=Predictor())
+    mapper = TrainMapper(96, about="object", instances="annotated")
+    words = {"vocabulary": "pascal_part_116", "annotations": "shard-*.json", "all_seen": True, "mapper": mapper}
+    read = coco_style(tmp_path / "labels", "train", **words)
+    samples = [read[i] for i in range(2)]
+    assert all((sample.instances.label == -1).sum() > 0 for sample in samples)
+    batch = collate(samples, vocabulary=read.vocabulary)
+    loss, terms, _ = loss_of(model.train(), instantiate(config.criterion), batch)
+    assert torch.isfinite(loss) and terms["dice"] > 0
+
+
+def test_labels_of_other_pictures_or_words_are_refused(run, tmp_path):
+    content = {"images": [{"id": 1, "file_name": "gone.png"}], "annotations": [], "categories": []}
+    (tmp_path / "shard-00000.json").write_text(json.dumps(content))
+    words = {"vocabulary": "pascal_part_116", "annotations": "shard-*.json", "mapper": TrainMapper(96)}
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        coco_style(tmp_path, "train", images=".", **words)[0]
+    content["categories"] = [{"id": 0, "name": "part"}, {"id": 1, "name": "spaceship"}]
+    (tmp_path / "shard-00000.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="1 categories are neither objects nor object-parts.*spaceship"):
+        coco_style(tmp_path, "train", images=".", **words)
