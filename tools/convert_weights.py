@@ -16,9 +16,11 @@ from pathlib import Path
 
 import safetensors.torch
 
+from partseg.engine.zoo import CONVERTED
 from partseg.utils.arguments import run
 from partseg.utils.config import compose, instantiate
 from partseg.utils.files import sha256_of, write_atomic
+from partseg.weights.freeze import module_of
 from partseg.weights.load import load_weights
 
 
@@ -48,7 +50,9 @@ def main(options: Options) -> int:
         quick_gelu=options.quick_gelu,
     )
     print(report.table())
-    note = {"format": "partseg-weights-1", "model": options.model, "source": options.source}
+    untrained = ", ".join(sorted({module_of(name) for name in report.missing}))
+    note = {"format": CONVERTED, "model": options.model, "source": options.source, "layout": report.layout}
+    note |= {"untrained": untrained} if untrained else {}
     data = safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()}, metadata=note)
     write_atomic(options.output, data)
     digest = sha256_of(data)

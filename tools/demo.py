@@ -3,7 +3,7 @@
     python tools/demo.py ckpt=output/my_run
 
 Arguments are key=value:
-    ckpt        a .pt file or a run directory (required)
+    ckpt        a .pt file, a run directory, a saved folder, a public checkpoint's file or hub name (required)
     photos      folder of photos to pick from (default: none, upload only)
     vocabulary  what stands in the text box at first: text, YAML file or shipped name
     host, port  where the page is served (default 127.0.0.1, the first free port from 7860): this machine only
@@ -62,7 +62,7 @@ POLICY = (
 
 @dataclass(frozen=True)
 class Options:
-    ckpt: Path
+    ckpt: str
     photos: Path | None = None
     vocabulary: str | None = None
     host: str = "127.0.0.1"
@@ -167,6 +167,8 @@ def summary(prediction: PhotoPrediction) -> str:
     count = len(prediction.found)
     words = f"{count} part{'' if count == 1 else 's'} found" if count else "Nothing of this vocabulary was found"
     notes = "".join(f"<br>Note: {escape(hint)}." for hint in hints(prediction.vocabulary))
+    if prediction.caution:
+        notes = f"<br><b>This model was {escape(prediction.caution)}.</b>" + notes
     return f'<div class="good">{words}. Point at the picture or at a name; click a name to keep it lit.{notes}</div>'
 
 

@@ -1,12 +1,15 @@
 """Parts in your own photos, with your own words.
 
     python tools/predict.py ckpt=output/my_run input=photos/ vocabulary='{dog: [head, tail], car: [wheel]}'
+    python tools/predict.py ckpt=CIDAS/clipseg-rd64-refined input=photo.jpg vocabulary='[dog head, wheel]'
     python tools/predict.py ckpt=output/my_run input='frames/*.png' vocabulary=words.yaml protocol=oracle_obj object=dog
 
 Arguments are key=value:
-    ckpt        a .pt file or a run directory (required)
+    ckpt        a .pt file, a run directory, a saved folder, a public checkpoint's file or hub name (required)
+    model       the system for a public checkpoint that several read, a file of configs/model (default: the zoo's)
     input       file, folder or glob; may be given several times (required). Frames come in natural order
-    vocabulary  YAML mapping or file, or pascal_part_116, ade20k_part_234, partimagenet_40 (default: the checkpoint's)
+    vocabulary  YAML mapping or file, or pascal_part_116, ade20k_part_234, partimagenet_40 (default: the checkpoint's);
+                a flat list '[dog head, wheel]' is phrases
     phrases     a mask for each of these instead of a vocabulary, for systems that read phrases; several times
     output      folder of what is written (default: predictions): a new one, or that of an earlier run; never one that
                 photos or masks are read from
@@ -63,8 +66,9 @@ ENDINGS = (".png", "_labels.png", "_attention.png")
 
 @dataclass(frozen=True)
 class Options:
-    ckpt: Path
+    ckpt: str
     input: tuple[str, ...]
+    model: str | None = None
     vocabulary: str | None = None
     phrases: tuple[str, ...] = ()
     output: Path = Path("predictions")
@@ -90,16 +94,20 @@ def main(options: Options) -> int:
     if others:
         some = ", ".join(p.name for p in others[:5]) + (", ..." if len(others) > 5 else "")
         console.print(f"{len(others)} files are no images and are left out: {escape(some)}")
-    vocabulary = None if options.vocabulary is None else as_vocabulary(options.vocabulary)
-    phrases = options.phrases or None
+    phrases = options.phrases or flat_words(options.vocabulary) or None
+    vocabulary = None if options.vocabulary is None or phrases else as_vocabulary(options.vocabulary)
+    if options.phrases and options.vocabulary is not None:
+        raise ValueError("give either vocabulary= or phrases=, not both")
     check_masks(options, paths)
     segmenter = api.load(
         options.ckpt,
         options.device,
+        model=options.model,
         precision=options.precision,  # type: ignore[arg-type]
         plugins=options.plugins,
     )
     words = segmenter.words(vocabulary, phrases)
+    console.print(escape(str(segmenter.about)))
     failures: list[str] = []
     predictions = segmenter.predict_many(
         requests(options, paths),
@@ -130,12 +138,22 @@ def main(options: Options) -> int:
     console.print(
         f"{len(done)} photos in {seconds:.1f} s ({seconds / max(1, len(paths)):.2f} s each): {options.output}"
     )
+    if segmenter.about.caution:
+        console.print(f"[yellow]note:[/yellow] {segmenter.about.caution}")
     for prediction in done:
         for note in prediction.notes:
             console.print(f"note: {escape(prediction.source)}: {note}")
     for failure in failures:
         console.print(f"[red]failed:[/red] {escape(failure)}")
     return 1 if failures else 0
+
+
+def flat_words(text: str | None) -> tuple[str, ...]:
+    """The phrases of a flat list `[dog head, wheel]`; none for every other form of a vocabulary."""
+    inner = (text or "").strip()
+    if not (inner.startswith("[") and inner.endswith("]")):
+        return ()
+    return tuple(word.strip().strip("'\"") for word in inner[1:-1].split(",") if word.strip())
 
 
 def check_masks(options: Options, paths: Sequence[Path]) -> None:
@@ -183,7 +201,8 @@ def is_ours(path: Path) -> bool:
         content = read_json(path)
     except (ValueError, OSError):
         return False
-    return isinstance(content, dict) and content.get("info") == COCO_INFO
+    info = content.get("info") if isinstance(content, dict) else None
+    return isinstance(info, dict) and info.items() >= COCO_INFO.items()
 
 
 def requests(options: Options, paths: Sequence[Path]) -> Iterator[Request]:

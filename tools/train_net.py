@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from partseg.data.loader import build_eval_loader, build_train_loader
-from partseg.engine.build import build_model, evaluation_set, training_set
+from partseg.engine.build import build_model, evaluation_set, is_synthetic, training_set
 from partseg.engine.checkpoint import Checkpoints, init_from, restore
 from partseg.engine.ema import Ema
 from partseg.engine.hooks import Run
@@ -81,7 +81,13 @@ def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) 
         "evaluators": instantiate(cfg.evaluator),
     }
 
-    checkpoints = Checkpoints(directory / "checkpoints", config=plain(cfg), keep=cfg.keep, metrics=cfg.best.metrics)
+    checkpoints = Checkpoints(
+        directory / "checkpoints",
+        config=plain(cfg),
+        keep=cfg.keep,
+        metrics=cfg.best.metrics,
+        synthetic=is_synthetic(train_set),
+    )
     distributed.from_main(lambda: checkpoints.repair(start))
     write_settings(cfg, directory)
     with open_writers(cfg.logger, directory=directory, start=start, iterations=cfg.train.iterations) as writers:

@@ -10,6 +10,7 @@ from torch import nn
 from partseg.data.dataset import PartSegDataset
 from partseg.data.mapper import EvalMapper
 from partseg.data.mixture import Mixture
+from partseg.evaluation import results
 from partseg.geometry import InputSpec
 from partseg.system import check_system
 from partseg.utils.config import instantiate
@@ -33,6 +34,11 @@ def training_set(config: DictConfig) -> PartSegDataset | Mixture:
     """The data set or mixture that is trained on."""
     mapper = instantiate(config.augmentation)
     return first(config.train.limit_images, instantiate(config.dataset, split="train", mapper=mapper, seed=config.seed))
+
+
+def is_synthetic(dataset: PartSegDataset | Mixture) -> bool:
+    """Is any of what is trained on drawn, by its provenance.json?"""
+    return any(results.is_synthetic(source.dataset.records[0].file_name) for source in Mixture.of(dataset).sources)
 
 
 def first(count: int | None, dataset: Any) -> Any:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+class ForeignFileError(ValueError):
+    """A whole file, but another program's."""
+
+
 def one_line(error: BaseException | str) -> str:
     """The message alone: a data worker and another rank wrap their tracebacks around it."""
     if isinstance(error, KeyError) and error.args:

@@ -26,6 +26,7 @@ _TONES = ((0.90, 1.00), (0.55, 1.00), (0.95, 0.62), (0.50, 0.75))
 
 _PAPER = 255
 _INK = (25, 25, 25)
+_WARNING = (170, 30, 20)
 
 
 def color_of(name: str) -> tuple[int, int, int]:
@@ -119,12 +120,33 @@ def tile(
     return np.asarray(sheet)
 
 
+def captioned(picture: NDArray[np.uint8], text: str, *, font_size: int = 14) -> NDArray[np.uint8]:
+    """The picture with a line of text below it, broken where it is wider than the picture."""
+    font, width = _font(font_size), max(picture.shape[1], 160)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines[-1:] = [longer] if font.getlength(longer) <= width - 8 or not lines[-1] else [lines[-1], word]
+    row = font_size + 5
+    sheet = Image.new("RGB", (width, picture.shape[0] + row * len(lines) + 4), "white")
+    sheet.paste(Image.fromarray(picture), (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for index, line in enumerate(lines):
+        draw.text((4, picture.shape[0] + 2 + index * row), line, fill=_WARNING, font=font)
+    return np.asarray(sheet)
+
+
+def png_bytes(array: NDArray[np.uint8]) -> bytes:
+    """The picture as a PNG file's content."""
+    data = io.BytesIO()
+    Image.fromarray(array).save(data, format="PNG")
+    return data.getvalue()
+
+
 def save_png(array: NDArray[np.uint8], path: str | os.PathLike[str]) -> Path:
     """Write the picture, whole or not at all; makes the folder. Returns the path."""
     path = Path(path)
-    data = io.BytesIO()
-    Image.fromarray(array).save(data, format="PNG")
-    write_atomic(path, data.getvalue())
+    write_atomic(path, png_bytes(array))
     return path
 
 
