@@ -167,10 +167,14 @@ class EvalHook(Hook):
     def keep_best(self, trainer: Trainer, scores: Mapping[str, float | None]) -> None:
         """Offer this iteration's checkpoint as the best one of each metric."""
         checkpoints = self.run.checkpoints
-        defined = {metric: score for metric in checkpoints.metrics if (score := scores[metric]) is not None}
+        defined: dict[str, float] = {}
         for metric in checkpoints.metrics:
-            if metric not in defined:
-                LOG.warning("best.metrics: %s is not defined on this data (no unseen classes?); no best by it", metric)
+            # where no class is unseen there is no harmonic mean, and the mean says it all
+            used = metric if scores[metric] is not None else metric.removesuffix("_harmonic")
+            if (score := scores.get(used)) is None:
+                LOG.warning("best.metrics: %s is not defined on this data; no best by it", metric)
+            else:
+                defined[metric] = score
         if not defined:
             return
         path = checkpoints.path(trainer.iteration)
