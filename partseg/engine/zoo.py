@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import nn
 
 from partseg.engine.run import plain
-from partseg.utils.config import compose, config_dir, instantiate
+from partseg.utils.config import compose, config_dirs, instantiate
 from partseg.utils.experiments import stems
 from partseg.weights.layouts import WeightLayout
 from partseg.weights.load import LoadReport, layouts_of, load_weights
@@ -89,7 +89,7 @@ def open_public(source: str, *, model: str | None = None) -> Network:
 
 def model_node(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The plain config node of a file of configs/model with some entries replaced; ValueError lists the files."""
-    known = sorted(stems(config_dir() / "model"))
+    known = sorted(stems(config_dirs(), "model"))
     if model not in known:
         raise ValueError(f"model={model!r} is not one of {', '.join(known)}")
     return plain(compose("train", [f"model={model}"]).model) | dict(settings)

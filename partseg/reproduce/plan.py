@@ -18,7 +18,7 @@ from partseg.engine.checkpoint import last_iteration
 from partseg.engine.writers import evaluated
 from partseg.evaluation import results
 from partseg.reproduce.table import Row, Table
-from partseg.utils.config import config_dir
+from partseg.utils.config import config_dirs
 from partseg.utils.experiments import TINY, parse
 
 PROTOCOLS = ("pred_all", "oracle_obj")
@@ -135,7 +135,7 @@ def shrunk(experiment: str, options: Options) -> list[str]:
     """Overrides of a smoke run: criterion and ablations stay as they are, model and data shrink; none otherwise."""
     if not options.smoke:
         return []
-    found = parse(experiment, config_dir())
+    found = parse(experiment, config_dirs())
     if found is None:
         raise ValueError(f"experiment {experiment!r} must be a system and a data set, to be run with --smoke")
     return [

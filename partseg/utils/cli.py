@@ -36,7 +36,7 @@ def cli(
                 sys.exit(f"error: {one_line(error)}")
 
         def main() -> None:
-            experiments.register(config.config_dir())
+            experiments.register(config.config_dirs())
             try:
                 sys.argv[1:] = config.spelled_out(config_name, sys.argv[1:])
             except ValueError as error:
@@ -52,6 +52,7 @@ def cli(
                     _refuse_shared_place(list(map(place, configs)))
             except ValueError as error:
                 sys.exit(f"error: {error}")
+            sys.argv += config.search_path()
             hydra.main(version_base="1.3", config_path=str(config.config_dir()), config_name=config_name)(job)()
 
         return main
