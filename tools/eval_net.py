@@ -1,15 +1,18 @@
 """Evaluate a checkpoint under every protocol at once and write results.json. Settings are in configs/eval.yaml.
 
-python tools/eval_net.py experiment=part_clipseg_pascal_part_116 ckpt=output/part_clipseg_pascal_part_116
+python tools/eval_net.py ckpt=output/part_clipseg_pascal_part_116       on the data set that it was trained on
 python tools/eval_net.py ... launch.num_gpus=8                      the same integers on any number of processes
 python tools/eval_net.py ... evaluator=boundary save_predictions=true plots=true
 python tools/eval_net.py dataset=pascal_part_116 ckpt=output/part_clipseg_ade20k_part_234 cross_dataset=true
 """
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from partseg.data.dataset import PartSegDataset
@@ -25,13 +28,30 @@ from partseg.evaluation.runner import Evaluation, run
 from partseg.evaluation.setting import dataset_name, evaluation_vocabulary
 from partseg.utils import distributed, env
 from partseg.utils.cli import cli
-from partseg.utils.config import instantiate
+from partseg.utils.config import instantiate, stored
 from partseg.vocabulary.names import Vocabulary
 
 
 @cli("eval")
 def main(cfg: DictConfig) -> None:
+    if not chooses_data(HydraConfig.get().overrides.task):
+        own_dataset(cfg)
+    if cfg.plots:
+        plots.check()
     launch(evaluate, cfg)
+
+
+def chooses_data(overrides: Sequence[str]) -> bool:
+    """Does the command line say what to evaluate on?"""
+    return any(re.match(r"\+?((eval_)?dataset(@eval_dataset)?[.=]|experiment=|debug=)", word) for word in overrides)
+
+
+def own_dataset(cfg: DictConfig) -> None:
+    """Make the data set that the checkpoint's training was watched on the one that is evaluated on."""
+    trained = load(cfg.ckpt)["config"]
+    node = stored(trained["eval_dataset"], group="dataset", plugins=cfg.plugins)
+    with open_dict(cfg):
+        cfg.eval_dataset = node
 
 
 def evaluate(cfg: DictConfig) -> None:

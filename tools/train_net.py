@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from partseg.data.loader import build_eval_loader, build_train_loader
-from partseg.engine.build import build_model, evaluation_set, is_synthetic, training_set
+from partseg.engine.build import build_model, check_start, evaluation_set, is_synthetic, training_set
 from partseg.engine.checkpoint import Checkpoints, init_from, restore
 from partseg.engine.ema import Ema
 from partseg.engine.hooks import Run
@@ -31,7 +31,7 @@ from partseg.utils.cli import cli
 from partseg.utils.config import instantiate
 
 
-@cli("train", place=run_directory)
+@cli("train", place=run_directory, needs=("experiment", "model", "dataset", "debug"))
 def main(cfg: DictConfig) -> None:
     if not launch(train, cfg):
         exit_for_requeue()
@@ -49,12 +49,14 @@ def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) 
     env.seed_everything(cfg.seed)
     env.set_tf32(cfg.train.tf32)
 
+    train_set = training_set(cfg)  # before weights are fetched: data that are missing are said at once
     model = build_model(cfg).to(device)
-    if cfg.init_from and state is None:
-        init_from(model, cfg.init_from)
+    val_set = evaluation_set(cfg, model.input)  # type: ignore[arg-type]
+    if state is None:
+        report = init_from(model, cfg.init_from) if cfg.init_from else None
+        check_start(model, plain(cfg)["model"], report, allow_random=cfg.allow_random)
     if cfg.train.sync_batch_norm:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    train_set, val_set = training_set(cfg), evaluation_set(cfg, model.input)  # type: ignore[arg-type]
 
     criterion = instantiate(cfg.criterion)
     optimizer = instantiate(cfg.optimizer, model=model)

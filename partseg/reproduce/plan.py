@@ -26,6 +26,7 @@ SMOKE_DATASET = "toy_pascal_part_116"
 SMOKE_OVERRIDES = (
     f"dataset={SMOKE_DATASET}",
     "init_from=null",
+    "allow_random=true",
     "train.iterations=2",
     "train.batch_size=2",
     "train.num_workers=0",
@@ -75,10 +76,10 @@ class Job:
             return results.is_of(self.directory, self.checkpoint)
         return (self.directory / RESULTS[self.kind]).is_file()
 
-    @property
-    def slurm(self) -> str:
-        """The command as a line that submits it; dependencies are the user's: trainings first, then evaluations."""
-        return f"sbatch scripts/slurm.sh {shlex.join(self.command[1:])}"
+    def slurm(self, number: int, *, after: int | None = None) -> str:
+        """A line that submits the command as job `number`, to start once job `after` has succeeded."""
+        wait = "" if after is None else f" --dependency=afterok:$job_{after}"
+        return f"job_{number}=$(sbatch --parsable{wait} scripts/slurm.sh {shlex.join(self.command[1:])})"
 
 
 def jobs(table: Table, options: Options, *, iterations_of: dict[str, int]) -> Iterator[Job]:

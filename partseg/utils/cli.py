@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,29 +15,36 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from partseg.utils import config, experiments
-from partseg.utils.errors import one_line
+from partseg.utils.errors import debugging, one_line, without_debug
 
 
 def cli(
-    config_name: str, *, place: Callable[[DictConfig], Any] | None = None
+    config_name: str, *, place: Callable[[DictConfig], Any] | None = None, needs: Sequence[str] = ()
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Decorator of a tool's main: Hydra's command line (`-m` sweeps, `--cfg job`), with our messages for mistakes.
 
     Every job of a sweep is composed before the first one starts; `place(config)` is what no two of them may share.
+    Without a choice of any of the groups `needs` the usage is shown and nothing starts.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def job(values: DictConfig) -> Any:
             try:
                 return function(config.finish(values, list(HydraConfig.get().overrides.task)))
-            except (ValueError, KeyError, OSError, FloatingPointError, MemoryError) as error:
+            except (ValueError, KeyError, OSError, ImportError, FloatingPointError, MemoryError) as error:
                 # a sweep goes on with its other jobs and reports at its end, by Hydra
-                if HydraConfig.get().mode is RunMode.MULTIRUN or "HYDRA_FULL_ERROR" in os.environ:
+                if HydraConfig.get().mode is RunMode.MULTIRUN or debugging():
                     raise
                 sys.exit(f"error: {one_line(error)}")
 
         def main() -> None:
             experiments.register(config.config_dirs())
+            sys.argv[1:] = without_debug(sys.argv[1:])
+            if debugging():
+                os.environ["HYDRA_FULL_ERROR"] = "1"
+            if needs and not any(re.match(rf"\+?({'|'.join(needs)}|resume)=|-", word) for word in sys.argv[1:]):
+                print((sys.modules[function.__module__].__doc__ or "").strip(), file=sys.stderr)  # noqa: T201
+                sys.exit(f"error: nothing was chosen to {config_name}: give {', '.join(f'{n}=' for n in needs)}")
             try:
                 sys.argv[1:] = config.spelled_out(config_name, sys.argv[1:])
             except ValueError as error:

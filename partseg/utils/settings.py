@@ -118,6 +118,7 @@ class Settings:
     output_root: Text
     init_from: Text | None
     resume: Text
+    allow_random: bool
     plugins: tuple[Text, ...]
     train: Training
     eval: Validation

@@ -35,6 +35,7 @@ BAD = {
     "init_from": ["''", "3"],
     "resume": ["''", "null", "true"],
     "plugins": ["null"],
+    "allow_random": ["1", "null"],
     "train.sync_batch_norm": ["1", "null"],
     "eval.objects": ["''", "true"],
     "eval.instances": ["all", "true"],
