@@ -130,7 +130,7 @@ class TensorBoardWriter(Writer):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ValueError("logger.tensorboard needs the package tensorboard: pip install 'partseg[plot]'") from error
+            raise ValueError("logger.tensorboard needs the package tensorboard: pip install tensorboard") from error
         self.events = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1 if start else None)
 
     def scalars(self, values: Mapping[str, float], *, iteration: int) -> None:

@@ -71,7 +71,7 @@ def open_public(source: str, *, model: str | None = None) -> Network:
 
     ValueError for weights that no system of the zoo reads, and for those that would leave part of it random.
     """
-    public, choice = _identify(source, model)
+    public, choice = identify(source, model)
     node = model_node(choice, public.settings if model is None or choice.removesuffix("_tiny") == public.model else {})
     network = instantiate(node)
     report = load_weights(network, source)
@@ -95,7 +95,7 @@ def model_node(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return plain(compose("train", [f"model={model}"]).model) | dict(settings)
 
 
-def _identify(source: str, model: str | None) -> tuple[Public, str]:
+def identify(source: str, model: str | None = None) -> tuple[Public, str]:
     """(the family, the model's config file); ValueError where the tensors are of none."""
     by_name = [entry for entry in zoo() if entry.name == source]
     if by_name:
