@@ -204,7 +204,10 @@ class VisualizeHook(Hook):
 
     def after_step(self, trainer: Trainer) -> None:
         """Draw when due, on rank 0."""
-        if trainer.iteration % self.every or trainer.stopping or not distributed.is_main():
+        if trainer.iteration % self.every or trainer.stopping:
+            return
+        _check_weights(trainer)
+        if not distributed.is_main():
             return
         samples = [self.run.samples[i] for i in range(min(self.num_images, len(self.run.samples)))]
         rows = self.rows(evaluated_model(trainer), samples)
