@@ -4,6 +4,7 @@
     partseg demo      the same as a page in the browser
     partseg train     train a system from configs
     partseg eval      score a checkpoint under every protocol
+    partseg report    a page of an evaluation, in one HTML file
     partseg inspect   look at a data set and name what is wrong with it
     partseg export    predictions as labels that another training reads
     partseg convert   public weights into one file of ours
@@ -28,6 +29,7 @@ COMMANDS = {
     "demo": "demo",
     "train": "train_net",
     "eval": "eval_net",
+    "report": "visualize_results",
     "inspect": "inspect_data",
     "export": "export_predictions",
     "convert": "convert_weights",

@@ -6,6 +6,7 @@
 Arguments are key=value:
     dataset    name in configs/dataset (required)
     root       folder of the data set (default: the one in its config, under ./data)
+    vocabulary, annotations, names, val_share   of your own data (dataset=folder, coco_style): as in its config
     split      train or val (default: both)
     json       write the full report here
     sheet      write a contact sheet PNG with overlays and legend here
@@ -38,6 +39,10 @@ PIPE_WIDTH = 120
 class Options:
     dataset: str
     root: Path | None = None
+    vocabulary: str | None = None
+    annotations: str | None = None
+    names: str | None = None
+    val_share: float | None = None
     split: str | None = None
     json: Path | None = None
     sheet: Path | None = None
@@ -52,7 +57,9 @@ def main(options: Options) -> int:
     if min(options.images, options.processes) < 1:
         raise ValueError(f"images={options.images} and processes={options.processes} must be 1 or more")
     splits = SPLITS if options.split is None else (options.split,)
-    report = inspect(options.dataset, options.root, splits=splits, processes=options.processes)
+    own = {key: getattr(options, key) for key in ("vocabulary", "annotations", "names", "val_share")}
+    settings = {key: value for key, value in own.items() if value is not None}
+    report = inspect(options.dataset, options.root, splits=splits, processes=options.processes, settings=settings)
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     console.print(tables(report, classes=options.classes), highlight=False, soft_wrap=True)
     if options.json is not None:

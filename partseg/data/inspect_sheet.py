@@ -19,7 +19,7 @@ from partseg.structures import Record
 from partseg.utils.visualize import legend, overlay, tile
 from partseg.vocabulary.names import Vocabulary
 
-SHOWN_NAMES = 8
+SHOWN_NAMES = 10
 """File names per finding on the screen; the json file has more."""
 
 SMALLEST_WINDOW = 0.1
