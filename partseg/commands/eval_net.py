@@ -14,6 +14,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
+from rich.progress import track
 
 from partseg.data.dataset import PartSegDataset
 from partseg.data.loader import build_eval_loader
@@ -79,9 +80,11 @@ def evaluate(cfg: DictConfig) -> None:
     writer = PredictionWriter(output / "predictions", num_classes=len(vocabulary)) if cfg.save_predictions else None
     if writer is not None:
         distributed.from_main(writer.begin)
+    console = Console()
+    hidden = not (distributed.is_main() and console.is_terminal)
     evaluation = run(
         model.to(device),
-        loader,
+        track(loader, f"evaluating {dataset.name}", console=console, disable=hidden, transient=True),
         vocabulary=vocabulary,
         predictor=instantiate(cfg.predictor),
         evaluators=instantiate(cfg.evaluator),

@@ -22,9 +22,9 @@ from partseg.engine.ema import Ema
 from partseg.engine.hooks import Run
 from partseg.engine.launch import device_of, exit_for_requeue, launch
 from partseg.engine.prompts import PromptSampling
-from partseg.engine.run import open_run, plain, run_directory, write_settings
+from partseg.engine.run import banner, farewell, open_run, plain, run_directory, write_settings
 from partseg.engine.trainer import Trainer
-from partseg.engine.writers import open_writers
+from partseg.engine.writers import LOG, open_writers
 from partseg.evaluation.runner import evaluate
 from partseg.utils import distributed, env
 from partseg.utils.cli import cli
@@ -111,7 +111,11 @@ def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) 
             prompt_sampling=sampling,
             hooks=[instantiate(hook, run=run) for hook in cfg.hooks.values() if hook is not None],
         )
-        return trainer.train(start)
+        LOG.info("start\n%s", banner(trainer, directory, train_set=train_set, val_set=val_set, start=start))
+        complete = trainer.train(start)
+        end = farewell(directory, iteration=trainer.iteration, complete=complete, best=checkpoints.best())
+        LOG.info("%s", end)
+        return complete
 
 
 command = main

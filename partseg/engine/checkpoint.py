@@ -192,10 +192,9 @@ def newest(folder: Path) -> Path | None:
 def last_iteration(directory: Path) -> int:
     """Iteration of a run's newest checkpoint, 0 without one."""
     found = newest(directory / "checkpoints")
-    if found is None:
-        return 0
-    digits = found.resolve().stem.removeprefix("iter_")
-    return int(digits) if digits.isdigit() else int(load(found)["iteration"])  # a copy that made files of links
+    digits = "0" if found is None else found.resolve().stem.removeprefix("iter_")
+    # a copy may have made files of links
+    return int(digits) if digits.isdigit() or found is None else int(load(found)["iteration"])
 
 
 def restore(
@@ -281,7 +280,7 @@ def _check_entries(state: Mapping[str, Any]) -> None:
 
 
 def _network(state: Mapping[str, Any], plugins: Sequence[str]) -> nn.Module:
-    node = renamed(_without_start(state["config"].get("model")))
+    node = renamed(without_start(state["config"].get("model")))
     config = stored(node, group="model", plugins=plugins)
     targets.check_no_files(node, group="model", plugins=plugins)
     weights = {**state["model"], **{name: x for name, x in state.get("ema", {}).items() if name != COUNT}}
@@ -294,10 +293,11 @@ def _network(state: Mapping[str, Any], plugins: Sequence[str]) -> nn.Module:
     return model
 
 
-def _without_start(node: Any) -> Any:
+def without_start(node: Any) -> Any:
+    """A network's config node with START in it."""
     if isinstance(node, Mapping):
-        return {key: START[key] if key in START else _without_start(value) for key, value in node.items()}
-    return [_without_start(each) for each in node] if isinstance(node, list | tuple) else node
+        return {key: START[key] if key in START else without_start(value) for key, value in node.items()}
+    return [without_start(each) for each in node] if isinstance(node, list | tuple) else node
 
 
 def _check_fit(model: object, weights: Mapping[str, torch.Tensor]) -> None:

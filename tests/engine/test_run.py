@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from partseg.engine import run
 from partseg.engine.optim import adamw
-from partseg.engine.run import differences, write_settings
+from partseg.engine.run import banner, differences, farewell, write_settings
 
 
 def open_run(config):
@@ -89,3 +89,14 @@ def test_differences_name_added_and_removed_keys():
     old, new = {"a": {"b": 1, "c": 2}, "name": "x"}, {"a": {"b": 3}, "name": "y", "d": None}
     assert differences(old, new) == ["a.b was 1, is now 3", "a.c was 2, is now 'absent'", "d was 'absent', is now None"]
     assert differences(old, old) == []
+
+
+def test_a_run_says_what_it_is_and_how_it_ended(tiny, tmp_path):
+    trainer = tiny.trainer(iterations=7)
+    text = banner(trainer, tmp_path, train_set=tiny.dataset(), val_set=tiny.dataset(6), start=0)
+    assert str(tmp_path) in text and "20 training and 6 train images" in text and "5 trained object-parts" in text
+    assert "steps    7, each of 1" in text and "of TinyNet" in text
+    assert "steps    3 to 7" in banner(trainer, tmp_path, train_set=tiny.dataset(), val_set=tiny.dataset(6), start=3)
+    assert "the same command goes on" in farewell(tmp_path, iteration=3, complete=False, best={})
+    end = farewell(tmp_path, iteration=7, complete=True, best={"a/mIoU": {"value": 12.3456, "iteration": 5}})
+    assert "best: a/mIoU 12.35 at 5" in end and f"partseg eval ckpt={tmp_path}" in end
