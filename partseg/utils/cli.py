@@ -42,24 +42,25 @@ def cli(
             sys.argv[1:] = without_debug(sys.argv[1:])
             if debugging():
                 os.environ["HYDRA_FULL_ERROR"] = "1"
-            if needs and not any(re.match(rf"\+?({'|'.join(needs)}|resume)=|-", word) for word in sys.argv[1:]):
-                print((sys.modules[function.__module__].__doc__ or "").strip(), file=sys.stderr)  # noqa: T201
-                sys.exit(f"error: nothing was chosen to {config_name}: give {', '.join(f'{n}=' for n in needs)}")
             try:
                 sys.argv[1:] = config.spelled_out(config_name, sys.argv[1:])
             except ValueError as error:
                 sys.exit(f"error: {error}")
             args = get_args_parser().parse_args()
+            asks = args.cfg or args.help or args.hydra_help or args.info or args.shell_completion
             _refuse_sweep_in_group(args.multirun)
             try:
                 jobs = config.jobs(args.overrides, multirun=args.multirun)
                 configs = [config.compose(args.config_name or config_name, overrides) for overrides in jobs]
-                if not (args.cfg or args.help or args.hydra_help or args.info or args.shell_completion):
+                if not asks:
                     _refuse_missing(configs)
                 if place is not None:
                     _refuse_shared_place(list(map(place, configs)))
             except ValueError as error:
                 sys.exit(f"error: {error}")
+            if needs and not asks and not any(re.match(rf"\+?({'|'.join(needs)})=", o) for o in args.overrides):
+                print((sys.modules[function.__module__].__doc__ or "").strip(), file=sys.stderr)  # noqa: T201
+                sys.exit(f"error: nothing was chosen to {config_name}: give {', '.join(f'{n}=' for n in needs)}")
             sys.argv += config.search_path()
             hydra.main(version_base="1.3", config_path=str(config.config_dir()), config_name=config_name)(job)()
 
