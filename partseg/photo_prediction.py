@@ -140,7 +140,9 @@ class PhotoPrediction:
         shown = self.overlay(alpha=alpha, max_side=max_side)
         names = [self.names[label] for label in self.found] or ["nothing found"]
         rows = max(1, shown.shape[0] // 20)
-        legend = visualize.legend(names, columns=-(-len(names) // rows), font_size=14)
+        colors = visualize.palette(self.names[:-1])
+        shown_colors = [colors[label] for label in self.found] or [(255, 255, 255)]
+        legend = visualize.legend(names, columns=-(-len(names) // rows), font_size=14, colors=shown_colors)
         sheet = Image.new("RGB", (shown.shape[1] + legend.shape[1], max(shown.shape[0], legend.shape[0])), "white")
         sheet.paste(Image.fromarray(shown), (0, 0))
         sheet.paste(Image.fromarray(legend), (shown.shape[1], 0))

@@ -180,7 +180,7 @@ def build(actions: Page, options: Options, words: str) -> gradio.Blocks:
         gr.Markdown("# Parts in your photo\nOpen-vocabulary part segmentation with your own words.", elem_id="title")
         chosen = gr.State(None)
         with gr.Row():
-            with gr.Column(scale=5, min_width=340):
+            with gr.Column(scale=5, min_width=300):
                 upload = gr.File(
                     label="Photo" if not picks else "Photo: upload, or pick one below",
                     file_types=None,
@@ -202,16 +202,15 @@ def build(actions: Page, options: Options, words: str) -> gradio.Blocks:
                 photo = gr.HTML(elem_id="photo")
                 text = gr.Textbox(words, label="Words: object: part, part, ...", lines=4, max_lines=12, elem_id="words")
                 protocol = gr.Radio(
-                    [("Find every object", EVERYTHING), ("I say which object it is", ORACLE)],
+                    [("Find everything", EVERYTHING), ("I know the object", ORACLE)],
                     value=EVERYTHING,
-                    label="Protocol",
-                    info="pred_all or oracle_obj of the evaluation",
+                    label="What is known",
                     elem_id="protocol",
                 )
                 name = gr.Dropdown(actions.objects(words), label="Object", visible=False, elem_id="object", value=None)
                 marks = gr.Textbox(elem_id="marks", visible="hidden")
                 button = gr.Button("Find parts", variant="primary", elem_id="go")
-            with gr.Column(scale=7, min_width=420):
+            with gr.Column(scale=7, min_width=300):
                 result = gr.HTML('<div id="empty">The parts will be shown here.</div>', elem_id="result")
                 status = gr.HTML(elem_id="status")
                 opacity = gr.Slider(0, 100, 60, step=5, label="Opacity", elem_id="opacity")
@@ -227,9 +226,9 @@ def build(actions: Page, options: Options, words: str) -> gradio.Blocks:
 
         def find(path: str | None, words: str, how: str, which: str | None, drawn: str) -> list[Any]:
             html, state, files = actions.find_parts(path, words, how, which, drawn)
-            return [html, state, *(gr.DownloadButton(value=f, interactive=True) for f in files or [])] + [
-                gr.DownloadButton(value=None, interactive=False) for _ in ([] if files else downloads)
-            ]
+            if files is None:  # the last result stays beside the message
+                return [gr.skip(), state, *(gr.skip() for _ in downloads)]
+            return [html, state, *(gr.DownloadButton(value=f, interactive=True) for f in files)]
 
         def pick(event: Any) -> str:
             return picks[event.index]

@@ -43,7 +43,6 @@ from partseg.utils.config import instantiate, stored
 from partseg.utils.files import inside, write_atomic
 
 SIDE = 560
-LARGEST_MATRIX = 120
 
 
 @dataclass(frozen=True)
@@ -202,11 +201,15 @@ def summary(content: Mapping[str, Any]) -> str:
     ]
     data, checkpoint = content["dataset"], content["checkpoint"]
     words = [f"{data['num_images']} images of {data['name']} ({data['split']})"]
-    words += ["synthetic data"] * bool(content["synthetic"])
     words.append("predictions from files" if checkpoint is None else f"iteration {checkpoint['iteration']}")
     links = "".join(f'<a href="#{escape(name)}">{escape(name)}</a>' for name in content["protocols"])
+    drawn = (
+        "<p class='warning'>Drawn pictures, not photographs: these scores say nothing about photographs.</p>"
+        if content["synthetic"]
+        else ""
+    )
     return (
-        f"<h1>{escape(data['name'])}</h1><p class='note'>{escape(', '.join(words))}. All scores in percent.</p>"
+        f"<h1>{escape(data['name'])}</h1>{drawn}<p class='note'>{escape(', '.join(words))}. All scores in percent.</p>"
         f'<div class="panel">{page.table(("protocol", *keys), rows)}</div><p><nav class="tabs">{links}</nav></p>'
     )
 
@@ -220,19 +223,28 @@ def class_bars(entry: Mapping[str, Any]) -> str:
 
 
 def confusion(entry: Mapping[str, Any]) -> str:
-    """Shares of each class's pixels, by what they were predicted as; the most frequent classes where there are many."""
-    names = [*(f"{c['object']}'s {c['part']}" for c in entry["classes"]), "background"]
-    counts = np.zeros((len(names), len(names)))
+    """Within each object: which part its pixels were taken for, another object's, or background."""
+    objects = [c["object"] for c in entry["classes"]]
+    parts = [c["part"] for c in entry["classes"]]
+    counts = np.zeros((len(parts) + 1, len(parts) + 1))
     for truth, predicted, pixels in entry["confusion"]:
         counts[truth, predicted] = pixels
-    used: Sequence[int] = np.flatnonzero(counts.sum(0) + counts.sum(1)).tolist()
-    note = "Confusion: rows are the truth, columns what was predicted; point at a cell for its numbers."
-    if len(used) > LARGEST_MATRIX:
-        used = sorted(np.argsort(-counts.sum(1), kind="stable")[:LARGEST_MATRIX].tolist())
-        note += f" The {LARGEST_MATRIX} classes with most pixels."
-    shares = counts[used] / np.maximum(counts[used].sum(1, keepdims=True), 1)
-    table = page.matrix(shares[:, used], [names[k] for k in used])
-    return f'<p class="note">{note}</p><div class="panel">{table}</div>'
+    tables = []
+    for name in dict.fromkeys(objects):
+        own = [k for k, owner in enumerate(objects) if owner == name and counts[k].sum()]
+        if not own:
+            continue
+        others = [k for k in range(len(parts)) if objects[k] != name]
+        columns = [*(counts[own][:, k] for k in own), counts[own][:, others].sum(1), counts[own][:, -1]]
+        absent = counts[own].sum(1) - np.sum(columns, 0)  # parts of the object that are not in the truth
+        shares = np.stack([*columns[:-2], columns[-2] + absent, columns[-1]], 1) / counts[own].sum(1, keepdims=True)
+        names = [parts[k] for k in own]
+        table = page.matrix(shares, names, columns=[*names, "other parts", "background"])
+        tables.append(f'<div class="panel"><h3>{escape(name)}</h3>{table}</div>')
+    note = (
+        "Confusion within each object: rows are the truth, columns what was predicted; point at a cell for its share."
+    )
+    return f'<p class="note">{note}</p><div class="objects">{"".join(tables)}</div>'
 
 
 def command() -> int:

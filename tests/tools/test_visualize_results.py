@@ -37,7 +37,7 @@ def test_page_holds_everything_and_asks_for_nothing(visualize, evaluated):
     for name, entry in content["protocols"].items():
         assert f'<h2 id="{name}">' in html
         assert f"<td>{entry['metrics']['mIoU']:.2f}</td>" in html
-    assert "synthetic data" in html
+    assert "Drawn pictures, not photographs" in html
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", html)
     assert "http:" not in html
     assert "https:" not in html
@@ -67,3 +67,15 @@ def test_mistakes_are_named(visualize, evaluated, tmp_path):
     shutil.rmtree(evaluated / "predictions")
     with pytest.raises(FileNotFoundError, match="save_predictions=true"):
         visualize(f"run={evaluated}")
+
+
+def test_confusion_is_shown_within_each_object(load):
+    classes = [
+        {"object": o, "part": p} for o, p in (("dog", "head"), ("dog", "tail"), ("car", "wheel"), ("cat", "ear"))
+    ]
+    # truth, prediction, pixels: dog's tail is absent, cat's ear too; id 4 is background
+    counts = [[0, 0, 50], [0, 1, 20], [0, 2, 10], [0, 4, 20], [2, 2, 5]]
+    html = load("visualize_results").confusion({"classes": classes, "confusion": counts})
+    assert html.count("<table") == 2 and "<h3>dog</h3>" in html and "<h3>cat</h3>" not in html
+    assert 'title="head as head: 50.0%"' in html and 'title="head as background: 20.0%"' in html
+    assert 'title="head as other parts: 30.0%"' in html, "another object's and absent ones of its own"
