@@ -5,6 +5,7 @@
     partseg train     train a system from configs
     partseg eval      score a checkpoint under every protocol
     partseg report    a page of an evaluation, in one HTML file
+    partseg compare   the same images under several systems, side by side
     partseg inspect   look at a data set and name what is wrong with it
     partseg export    predictions as labels that another training reads
     partseg convert   public weights into one file of ours
@@ -30,6 +31,7 @@ COMMANDS = {
     "train": "train_net",
     "eval": "eval_net",
     "report": "visualize_results",
+    "compare": "compare_runs",
     "inspect": "inspect_data",
     "export": "export_predictions",
     "convert": "convert_weights",

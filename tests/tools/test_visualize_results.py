@@ -5,7 +5,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from partseg.utils.config import compose
 
@@ -79,3 +81,23 @@ def test_confusion_is_shown_within_each_object(load):
     assert html.count("<table") == 2 and "<h3>dog</h3>" in html and "<h3>cat</h3>" not in html
     assert 'title="head as head: 50.0%"' in html and 'title="head as background: 20.0%"' in html
     assert 'title="head as other parts: 30.0%"' in html, "another object's and absent ones of its own"
+
+
+def test_runs_are_compared_image_by_image(load, evaluated, tmp_path):
+    tool = load("compare_runs")
+    other = shutil.copytree(evaluated, tmp_path / "other")
+    for path in (other / "predictions").rglob("*.png"):
+        Image.fromarray(np.full_like(np.asarray(Image.open(path)), 65535)).save(path)
+    out = tmp_path / "compare.html"
+    options = tool.Options(f"{evaluated},{other}", images=2, output=out)
+    assert tool.main(options) == 0
+    html = out.read_text(encoding="utf-8")
+    assert html.count('class="panel card"') == 2 and html.count('class="partseg-viewer" data-classes=') == 6
+    assert "out: mean IoU" in html and "other: mean IoU 0.0" in html and "Drawn pictures" in html
+    with pytest.raises(ValueError, match="names 1 run; give two"):
+        tool.main(tool.Options(str(evaluated)))
+    content = json.loads((other / "results.json").read_text())
+    content["dataset"]["manifest_hash"] = "x"
+    (other / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="evaluated on other images"):
+        tool.main(options)
