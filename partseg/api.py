@@ -1,4 +1,4 @@
-"""What a notebook imports: `partseg.load(checkpoint).predict(photo, {"dog": ["head", "tail"]})`.
+"""What a notebook imports: `partseg.load(name).predict(photo, {"dog": ["head", "tail"]})`.
 
 Reads photos of any kind, runs them through the same resize, predictor and protocol code as tools/eval_net.py, and
 returns `Prediction`s.
@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from partseg.data.images import ImageLike, Photo, read_photo
+from partseg.data.images import ImageLike, Photo, list_images, read_photo
 from partseg.data.loader import collate_eval
-from partseg.engine import checkpoint as checkpoints
+from partseg.engine import pretrained as models
 from partseg.evaluation.evaluator import Answer, Objects
 from partseg.evaluation.photos import PROTOCOLS, photo_prediction
 from partseg.evaluation.predictor import Predictor, PreparedPredictor
@@ -48,24 +48,28 @@ def load(
     checkpoint: str | Path,
     device: str | torch.device | None = None,
     *,
+    model: str | None = None,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     object_first: bool = False,
     plugins: Sequence[str] = (),
 ) -> Segmenter:
-    """A segmenter from one of our checkpoints: a .pt file or a run directory (its latest checkpoint).
+    """A segmenter from one of our checkpoints, a saved folder, a public file or a hub name.
 
-    `device` defaults to the first GPU, or the CPU where there is none. `object_first` finds the objects and looks for
-    the parts of each on a cut-out of the photo (`Predictor` has more options). A checkpoint builds partseg's own
-    networks only; `plugins` names the modules of other ones, and files they read.
+    Ours are .pt files, run directories (the latest checkpoint) and what `Segmenter.save` wrote. Of public ones,
+    "CIDAS/clipseg-rd64-refined" is known by name and the README's zoo lists all; `model` chooses the system where
+    several read a file. `device` defaults to the first GPU, or the CPU where there is none. `object_first` finds the
+    objects and looks for the parts of each on a cut-out of the photo (`Predictor` has more options). A checkpoint
+    builds partseg's own networks only; `plugins` names the modules of other ones, and files they read.
     """
-    model, vocabulary, _ = checkpoints.load_model(checkpoint, plugins=plugins)
+    found = models.load(checkpoint, model=model, plugins=plugins)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model.to(device)
+        found.model.to(device)
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device that is not there, or full
         raise ValueError(f"device={device} cannot be used: {str(error).splitlines()[0]}") from error
-    return Segmenter(model, vocabulary=vocabulary, predictor=Predictor(precision=precision, object_first=object_first))
+    predictor = Predictor(precision=precision, object_first=object_first)
+    return Segmenter(found.model, vocabulary=found.vocabulary, predictor=predictor, origin=found)
 
 
 class Segmenter:
@@ -75,11 +79,38 @@ class Segmenter:
     the model's weights change. Use `load` to get one from a checkpoint.
     """
 
-    def __init__(self, model: nn.Module, *, vocabulary: Vocabulary, predictor: Predictor | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        vocabulary: Vocabulary | None,
+        predictor: Predictor | None = None,
+        origin: models.Pretrained | None = None,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.vocabulary = vocabulary
         self.predictor = predictor or Predictor()
+        self.origin = origin
         self._prepared: OrderedDict[tuple, PreparedPredictor] = OrderedDict()
+
+    from_pretrained = staticmethod(load)
+
+    @property
+    def about(self) -> models.About:
+        """What the model is, where it comes from and what it was trained on."""
+        if self.origin is None:
+            return models.About(type(self.model).__name__, "this process", "unknown data")
+        return self.origin.about
+
+    def save(self, folder: str | Path) -> Path:
+        """Write weights, settings and a card into a folder that `load` takes, on any machine and from the hub."""
+        if self.origin is None:
+            raise ValueError("this segmenter was not made by partseg.load, so nothing says how its network is built")
+        return models.save(replace(self.origin, model=self.model, vocabulary=self.vocabulary), folder)
+
+    def push(self, repository: str, *, folder: str | Path, private: bool = True) -> str:
+        """`save` into `folder`, then upload it to the hub repository `owner/name`; returns its address."""
+        return models.push(self.save(folder), repository, private=private)
 
     @property
     def device(self) -> torch.device:
@@ -89,7 +120,7 @@ class Segmenter:
     def predict(
         self,
         image: ImageLike | Sequence[ImageLike],
-        vocabulary: VocabularyLike | None = None,
+        vocabulary: VocabularyLike | Sequence[str] | None = None,
         *,
         phrases: Sequence[str] | str | None = None,
         protocol: str = "pred_all",
@@ -100,16 +131,19 @@ class Segmenter:
         min_score: float = 0.0,
         batch_size: int = 4,
     ) -> PhotoPrediction | list[PhotoPrediction]:
-        """The parts in one photo, or in each of a list (then a list comes back).
+        """The parts in one photo, or in each of a list or folder (then a list comes back).
 
         Photos are paths, PIL images, uint8 arrays [h, w, 3] or tensors [3, h, w]. `vocabulary` is a mapping from
         object to parts, a Vocabulary, a YAML file, a shipped name, or text; None takes the checkpoint's own.
-        `phrases` asks for a mask per phrase instead ("the dog's left ear"), from systems that read phrases.
+        A flat list of words (["dog head", "wheel"]), or `phrases`, asks for a mask per phrase, from systems that read
+        phrases.
         `protocol="oracle_obj"` is told the object: `object` names it, `object_mask` [h, w] says where it is (default:
         everywhere), or is a mapping from names to masks. For a list of photos both may be lists of the same length.
-        Instances below `min_score` are left out.
-        For a folder use `predict_many`, which holds a few photos at a time.
+        Instances below `min_score` are left out. For large folders use `predict_many`, which holds a few photos at a
+        time.
         """
+        if isinstance(image, str | Path) and Path(image).is_dir():
+            image = list(list_images(image)[0])
         images: list[Any] = list(image) if isinstance(image, list | tuple) else [image]
         names, masks = per_image(object, images, "object"), per_image(object_mask, images, "object_mask")
         predictions = self.predict_many(
@@ -127,7 +161,7 @@ class Segmenter:
     def predict_many(
         self,
         images: Iterable[ImageLike | Request],
-        vocabulary: VocabularyLike | None = None,
+        vocabulary: VocabularyLike | Sequence[str] | None = None,
         *,
         phrases: Sequence[str] | str | None = None,
         protocol: str = "pred_all",
@@ -173,13 +207,25 @@ class Segmenter:
             masks[segment.label] = segment.mask()
         return masks[0] if isinstance(phrases, str) else masks
 
-    def words(self, vocabulary: VocabularyLike | None = None, phrases: Sequence[str] | str | None = None) -> Words:
+    def words(
+        self,
+        vocabulary: VocabularyLike | Sequence[str] | None = None,
+        phrases: Sequence[str] | str | None = None,
+    ) -> Words:
         """What is asked for: phrases, a vocabulary, or the checkpoint's own."""
         if phrases is not None and vocabulary is not None:
             raise ValueError("give either a vocabulary or phrases, not both")
+        if isinstance(vocabulary, list | tuple):
+            phrases = vocabulary
         if phrases is not None:
             return Phrases.of(phrases)
-        return self.vocabulary if vocabulary is None else as_vocabulary(vocabulary)
+        if vocabulary is not None:
+            return as_vocabulary(vocabulary)  # type: ignore[arg-type]
+        if self.vocabulary is None:
+            raise ValueError(
+                f'{self.about.system} has no words of its own: give some, for example {{"dog": ["head", "tail"]}}'
+            )
+        return self.vocabulary
 
     def _check(self, words: Words, protocol: str, batch_size: int, *, return_scores: bool, attention: bool) -> None:
         if protocol not in PROTOCOLS:
@@ -256,7 +302,8 @@ class Segmenter:
         attention = {}
         if asked.attention and isinstance(words, Vocabulary):
             attention = self._attention(item, found.labels, words)
-        return replace(found, image=np.asarray(item.photo.image), notes=item.photo.notes, attention=attention)
+        pixels = np.asarray(item.photo.image)
+        return replace(found, image=pixels, notes=item.photo.notes, attention=attention, caution=self.about.caution)
 
     def attention(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8, UInt16
+from jaxtyping import Bool, Float, Int, UInt8, UInt16
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -59,7 +59,8 @@ class PhotoPrediction:
     `classes` are the object-parts of the vocabulary, the phrases, or "segment 1" and so on where a system names
     nothing. `instances` are the segments of systems that find instances or masks of phrases, which may overlap.
     `logits` [K+1, H, W] at network size are kept on request; `attention` maps the name of each part that was found to
-    where the network looked for it (token grid, mean over the part's pixels).
+    where the network looked for it (token grid, mean over the part's pixels). `caution` is what the model must say of
+    itself wherever it is shown (it was trained on drawings).
     """
 
     labels: Int[np.ndarray, "h w"]
@@ -73,6 +74,7 @@ class PhotoPrediction:
     instances: tuple[Segment, ...] | None = None
     logits: Float[np.ndarray, "K+1 H W"] | None = None
     attention: Mapping[str, Float[np.ndarray, "rows columns"]] = field(default_factory=dict)
+    caution: str = ""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -99,6 +101,25 @@ class PhotoPrediction:
             return self.instances
         return tuple(sorted((self._segment(label) for label in self.found), key=lambda s: (-s.area, s.label)))
 
+    @property
+    def masks(self) -> Bool[np.ndarray, "N h w"]:
+        """The masks of `segments`, in their order."""
+        return np.stack([s.mask() for s in self.segments]) if self.segments else np.zeros((0, *self.labels.shape), bool)
+
+    @property
+    def boxes(self) -> Int[np.ndarray, "N 4"]:
+        """Left, top, right, bottom (the last two exclusive) of `segments`, in pixels."""
+        boxes = np.array([s.box for s in self.segments], np.int64).reshape(-1, 4)
+        return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+
+    @property
+    def scores(self) -> Float[np.ndarray, " N"]:
+        """The scores of `segments`; ValueError where none were kept."""
+        values = [s.score for s in self.segments]
+        if None in values:
+            raise ValueError("scores were not kept; call predict(..., return_scores=True)")
+        return np.array(values, np.float64)
+
     def score_map(self, name: str) -> Float[np.ndarray, "h w"]:
         """Probability of one class ("dog's head" or "background") at every pixel of the photo, float32."""
         if self.logits is None:
@@ -115,15 +136,21 @@ class PhotoPrediction:
         return visualize.overlay(image, labels, self.names[:-1], alpha=alpha)
 
     def picture(self, *, alpha: float = 0.55, max_side: int | None = 1600) -> UInt8[np.ndarray, "h w 3"]:
-        """Overlay with the legend of the parts found at its right."""
+        """Overlay with the legend of the parts found at its right, and the model's caution below."""
         shown = self.overlay(alpha=alpha, max_side=max_side)
         names = [self.names[label] for label in self.found] or ["nothing found"]
         rows = max(1, shown.shape[0] // 20)
-        legend = visualize.legend(names, columns=-(-len(names) // rows), font_size=14)
+        colors = visualize.palette(self.names[:-1])
+        shown_colors = [colors[label] for label in self.found] or [(255, 255, 255)]
+        legend = visualize.legend(names, columns=-(-len(names) // rows), font_size=14, colors=shown_colors)
         sheet = Image.new("RGB", (shown.shape[1] + legend.shape[1], max(shown.shape[0], legend.shape[0])), "white")
         sheet.paste(Image.fromarray(shown), (0, 0))
         sheet.paste(Image.fromarray(legend), (shown.shape[1], 0))
-        return np.asarray(sheet)
+        return visualize.captioned(np.asarray(sheet), self.caution) if self.caution else np.asarray(sheet)
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return visualize.png_bytes(self.picture(max_side=900))
 
     def file_labels(self) -> UInt16[np.ndarray, "h w"]:
         """uint16 ids as tools/eval_net.py stores them: background is 65535, whatever the number of classes."""
@@ -136,7 +163,7 @@ class PhotoPrediction:
             "height": self.labels.shape[0],
             "width": self.labels.shape[1],
             "protocol": self.protocol,
-            "notes": list(self.notes),
+            "notes": [*self.notes, *([self.caution] if self.caution else [])],
             "names": list(self.names),
             "segments": [{"name": s.name, "label": s.label, **_annotation(s)} for s in self.segments],
         }
@@ -274,7 +301,9 @@ def coco_document(predictions: Sequence[PhotoPrediction], words: Words) -> dict[
             )
     if any(annotation["category_id"] == 0 for annotation in annotations):
         categories.insert(0, {"id": 0, "name": "part", "supercategory": "part"})
-    return {"info": COCO_INFO, "images": images, "categories": categories, "annotations": annotations}
+    cautions = sorted({p.caution for p in predictions if p.caution})
+    info = COCO_INFO | ({"caution": "; ".join(cautions)} if cautions else {})
+    return {"info": info, "images": images, "categories": categories, "annotations": annotations}
 
 
 def _annotation(segment: Segment) -> dict[str, object]:

@@ -96,6 +96,13 @@ class PhraseScores:
         full = F.interpolate(logits.float()[None], size=self.size, mode="bilinear", align_corners=False)[0]
         return full > self.threshold
 
+    def scores(self) -> Float[Tensor, " E"]:
+        """Mean probability over each mask, at network size; the highest one of a phrase without a mask."""
+        logits = self.logits.float().flatten(1)
+        inside = (logits > self.threshold).float()
+        mean = (logits.sigmoid() * inside).sum(1) / inside.sum(1).clamp(min=1)
+        return torch.where(inside.any(1), mean, logits.sigmoid().amax(1))
+
 
 @dataclass(frozen=True)
 class Segments:

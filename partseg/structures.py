@@ -87,6 +87,10 @@ class Record:
     phrases: tuple[Phrase, ...] = ()
     class_name: str | None = None
     label_bits: int = 8
+    label_values: tuple[int | None, ...] | None = None
+    """The value of each object-part in the label PNG, None for one that has none; by default its id."""
+    empty_values: tuple[int, ...] = ()
+    """Values that mean no part, where `label_values` are given."""
 
     def of_level(self, level: InstanceLevel) -> list[Annotation]:
         """Annotations of one level, in file order."""

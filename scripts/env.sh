@@ -1,4 +1,5 @@
-# Sourced by the other scripts: puts one virtual environment at .venv in the checkout and installs partseg into it.
+# Sourced by the other scripts: installs partseg into the active environment (venv, or conda but its base), or into a virtual
+# environment at .venv in the checkout where none is active. partseg_no_install=1 only looks for one and installs nothing.
 # usage: source scripts/env.sh EXTRAS     e.g. `source scripts/env.sh test`, `source scripts/env.sh ""`
 # PYTHON=python3.12 picks the interpreter; an install is repeated only when pyproject.toml or the extras change.
 
@@ -8,8 +9,13 @@ case $partseg_extras in *[!a-z0-9,]*) # a sourced file without arguments reads t
     echo "scripts/env.sh: '$partseg_extras' is no list of extras; source it with extras of pyproject.toml or with \"\"" >&2; exit 1 ;;
 esac
 
+partseg_venv=${VIRTUAL_ENV:-}
+if [ -z "$partseg_venv" ] && [ "${CONDA_DEFAULT_ENV:-base}" != base ]; then partseg_venv=${CONDA_PREFIX:-}; fi
+partseg_venv=${partseg_venv:-$partseg_root/.venv}
+
 _partseg_install() {
-    local venv=$partseg_root/.venv stamp want
+    local venv=$partseg_venv stamp want
+    if [ -n "${partseg_no_install:-}" ]; then return 0; fi
     stamp=$venv/.partseg-installed
     if [ ! -x "$venv/bin/python" ]; then
         "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
@@ -28,4 +34,4 @@ _partseg_install() {
 }
 
 _partseg_install || { echo "The installation failed; nothing else was changed. Run the command again to go on." >&2; exit 1; }
-export PATH=$partseg_root/.venv/bin:$PATH
+export PATH=$partseg_venv/bin:$PATH

@@ -1,5 +1,6 @@
 """Fixtures every test may use."""
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -68,7 +69,9 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load_tool(name: str) -> ModuleType:
-    """The tool as a module, for tests that call it without starting a process."""
+    """The tool, or the command behind it, as a module, for tests that call it without starting a process."""
+    if (ROOT / "partseg" / "commands" / f"{name}.py").is_file():
+        return importlib.import_module(f"partseg.commands.{name}")
     spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up by name

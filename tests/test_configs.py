@@ -31,7 +31,7 @@ ROUNDS = [
 ]
 RUNS = [f"{group}={name}" for group in WHOLE_RUNS for name in GROUPS[group]]
 SYSTEMS = [name for name in GROUPS["experiment"] if not name.startswith("toy")]
-COMPOSED = [each.name for each in experiments(FOLDER) if not each.dataset.startswith("toy")]
+COMPOSED = [each.name for each in experiments([FOLDER]) if not each.dataset.startswith("toy")]
 PAPER = [name for name in COMPOSED if name.startswith(("clipseg", "part_clipseg"))]  # other papers have other recipes
 
 

@@ -22,6 +22,8 @@ LEVELS = [
     {"requests", "evaluation", "systems"},
     {"engine"},
     {"api", "integrations", "reproduce"},
+    {"commands"},
+    {"__main__"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 EXTENDS = {"part_clipseg": {"clipseg"}, "part_cat_seg": {"cat_seg"}}

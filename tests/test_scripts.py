@@ -40,3 +40,25 @@ def test_two_slurm_jobs_on_one_machine_meet_at_two_ports(tmp_path):
     ports = [int(endpoint(job)) for job in (4711, 4712, 123456789)]
     assert len(set(ports)) == 3 and all(1024 < port < 32768 for port in ports)
     assert endpoint(4711, MASTER_PORT="29501") == "29501"
+
+
+def source_env(tmp_path, **environment):
+    """PATH after env.sh was sourced, with nothing installed."""
+    script = f'source "{SCRIPTS[0].parent / "env.sh"}" ""; echo "$PATH"'
+    variables = {"PATH": "/usr/bin:/bin", "partseg_no_install": "1", **environment}
+    done = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True, check=True)
+    return done.stdout.split(":")[0]
+
+
+def test_an_active_environment_is_used(tmp_path):
+    own = str(SCRIPTS[0].parents[1] / ".venv" / "bin")
+    assert source_env(tmp_path) == own
+    assert source_env(tmp_path, VIRTUAL_ENV=str(tmp_path)) == f"{tmp_path}/bin"
+    assert source_env(tmp_path, CONDA_PREFIX=str(tmp_path), CONDA_DEFAULT_ENV="mine") == f"{tmp_path}/bin"
+    assert source_env(tmp_path, CONDA_PREFIX=str(tmp_path), CONDA_DEFAULT_ENV="base") == own
+
+
+@pytest.mark.parametrize("path", [p for p in SCRIPTS if p.name.startswith("reproduce_")], ids=lambda path: path.name)
+def test_a_dry_run_installs_nothing(path):
+    text = path.read_text()
+    assert text.index("partseg_no_install=1") < text.index("source scripts/env.sh")

@@ -15,7 +15,7 @@ from toy_world.writer import ToyOptions, write_toy
 @pytest.fixture(scope="module")
 def tool(root):
     """tools/train_net.py as a module."""
-    spec = importlib.util.spec_from_file_location("partseg_train_net", root / "tools" / "train_net.py")
+    spec = importlib.util.spec_from_file_location("partseg_train_net", root / "partseg" / "commands" / "train_net.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

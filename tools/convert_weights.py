@@ -1,63 +1,6 @@
-"""Public weights into one file of ours, with its sha256 beside it, so that later runs need neither hub nor key maps.
+"""`partseg convert`; partseg/commands/convert_weights.py says what it does and takes."""
 
-python tools/convert_weights.py source=CIDAS/clipseg-rd64-refined model=part_clipseg output=weights/start.safetensors
-python tools/convert_weights.py source=partclipseg.pth model=part_clipseg output=weights/authors.safetensors
-
-`source` is a file, a hub name or an open_clip tag. Use the result with init_from=weights/start.safetensors.
-A file trained with plain GELU or QuickGELU that does not say so: quick_gelu=true or false.
-"""
-
-from __future__ import annotations
-
-import logging
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-
-import safetensors.torch
-
-from partseg.utils.arguments import run
-from partseg.utils.config import compose, instantiate
-from partseg.utils.files import sha256_of, write_atomic
-from partseg.weights.load import load_weights
-
-
-@dataclass(frozen=True)
-class Options:
-    """`model` is a file of configs/model/; `require` are name beginnings that must receive tensors, comma-separated."""
-
-    source: str
-    output: Path
-    model: str = "part_clipseg"
-    revision: str | None = None
-    require: str = "backbone"
-    quick_gelu: bool | None = None
-
-
-def main(options: Options) -> int:
-    """Load, report, write."""
-    if options.output.suffix != ".safetensors":
-        raise ValueError(f"output={options.output} must end in .safetensors")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    model = instantiate(compose("train", [f"model={options.model}"]).model)
-    report = load_weights(
-        model,
-        options.source,
-        revision=options.revision,
-        require=tuple(options.require.split(",")),
-        quick_gelu=options.quick_gelu,
-    )
-    print(report.table())
-    note = {"format": "partseg-weights-1", "model": options.model, "source": options.source}
-    data = safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()}, metadata=note)
-    write_atomic(options.output, data)
-    digest = sha256_of(data)
-    write_atomic(
-        options.output.with_name(options.output.name + ".sha256"), f"{digest}  {options.output.name}\n".encode()
-    )
-    print(f"wrote {options.output} ({len(data):,} bytes, sha256 {digest})")
-    return 0
-
+from partseg.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(run(main, Options, __doc__))
+    run("convert")

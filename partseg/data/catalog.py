@@ -9,14 +9,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from partseg.data.dataset import PartSegDataset
-from partseg.utils.config import config_dir, instantiate
+from partseg.utils.config import config_dirs, instantiate
+from partseg.utils.experiments import stems
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.shipped import shipped
 
 
 def names() -> tuple[str, ...]:
     """Names that `get` accepts, sorted."""
-    return tuple(sorted(path.stem for path in (config_dir() / "dataset").glob("*.yaml")))
+    return tuple(sorted(stems(config_dirs(), "dataset")))
 
 
 def get(
@@ -45,8 +46,9 @@ def node(name: str, *, root: str | Path | None = None, data_root: str | Path = "
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise KeyError(f"no data set {name!r} in {config_dir() / 'dataset'}.{hint} It has: {', '.join(names())}")
-    loaded = OmegaConf.load(config_dir() / "dataset" / f"{name}.yaml")
+        raise KeyError(f"no data set {name!r} in {config_dirs()[-1] / 'dataset'}.{hint} It has: {', '.join(names())}")
+    files = [folder / "dataset" / f"{name}.yaml" for folder in config_dirs()]
+    loaded = OmegaConf.load(next(path for path in files if path.is_file()))
     config = OmegaConf.create({"data_root": str(data_root), "dataset": loaded}).dataset
     assert isinstance(config, DictConfig)
     if root is not None:

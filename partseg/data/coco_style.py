@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from partseg.data import coco, io
-from partseg.data.dataset import Mapper, PartSegDataset, build
+from partseg.data.dataset import Mapper, PartSegDataset, build, in_split
 from partseg.structures import Annotation, InstanceLevel, Phrase, Record
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.words import as_vocabulary
@@ -39,6 +39,7 @@ def coco_style(
     unseen_objects: Sequence[str] | None = None,
     min_score: float = 0.0,
     require_masks: bool = False,
+    val_share: float | None = None,
     name: str = "coco_style",
 ) -> PartSegDataset:
     """Split of a data set whose labels are COCO JSON files.
@@ -48,7 +49,8 @@ def coco_style(
     with `parent_id` (the id of another annotation), carry a `score`, of which `min_score` is asked, and `phrases`, a
     list of wordings, which need no category. Crowd, broken and empty annotations, and boxes outside the image, are left
     out and counted in `skipped`; images of which none is left stay, as unlabelled ones. `vocabulary="categories"` takes
-    the files' own names, and `require_masks` refuses annotations that are boxes only.
+    the files' own names, and `require_masks` refuses annotations that are boxes only. `val_share` splits a file that
+    holds all images, by their names' hash.
     """
     root = Path(root).expanduser()
     folder = root / _of_split(images, split, "images")
@@ -68,6 +70,9 @@ def coco_style(
     if len(set(names)) < len(names):
         repeated = sorted({n for n in names if names.count(n) > 1})[:3]
         raise ValueError(f"the annotation files of {name!r} list images twice, for example {repeated}")
+    if val_share is not None:
+        chosen = in_split(names, split, val_share=val_share)
+        records = [record for record in records if record.image_id in chosen]
     if any(skipped.values()):
         _log.warning("%s %s: annotations left out: %s", name, split, skipped)
     return build(
@@ -272,13 +277,22 @@ def _category_labels(
         known |= dict.fromkeys(spellings(owner, part), ("object_part", i))
     known |= {name: ("object", i) for i, name in enumerate(labels.label_objects)}
     known.setdefault(NAMELESS, ("object_part", -1))
-    strange = [str(category.get("name")) for category in categories if category.get("name") not in known]
+    pairs: dict[tuple[str, str], tuple[InstanceLevel, int]] = {
+        pair: ("object_part", i) for i, pair in enumerate(labels.pairs)
+    }
+    found: dict[Any, tuple[InstanceLevel, int]] = {}
+    for category in categories:  # "dog:head", or "head" of the supercategory "dog"
+        name = str(category.get("name"))
+        label = known.get(name) or pairs.get((str(category.get("supercategory")), name))
+        if label is not None:
+            found[category["id"]] = label
+    strange = [str(category.get("name")) for category in categories if category.get("id") not in found]
     if strange:
         raise ValueError(
             f"{path}: {len(strange)} categories are neither objects nor object-parts of vocabulary {labels.name!r}, "
             f'example {strange[:3]}; parts are called "dog\'s head", "dog:head" or "dog head"'
         )
-    return {category["id"]: known[category["name"]] for category in categories}
+    return found
 
 
 def spellings(owner: str, part: str) -> tuple[str, str, str]:

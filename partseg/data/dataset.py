@@ -110,6 +110,17 @@ class PartSegDataset(torch.utils.data.Dataset):
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
+def in_split(names: Sequence[str], split: str, *, val_share: float) -> set[str]:
+    """The names of a split of data that come without one: the hash of a name decides, "all" is all of them."""
+    if split not in (*SPLITS, "all"):
+        raise ValueError(f"split {split!r} is not one of train, val, all")
+    if not 0 < val_share < 1 or len(names) < 2:
+        raise ValueError(f"{len(names)} photos cannot be split with val_share={val_share}; give two or more, and 0..1")
+    ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest())
+    count = min(len(ordered) - 1, max(1, round(val_share * len(ordered))))
+    return set({"val": ordered[:count], "train": ordered[count:], "all": ordered}[split])
+
+
 def _manifest_line(record: Record) -> str:
     files = (record.object_part_file_name, record.object_file_name)
     sizes = [Path(path).stat().st_size if path else None for path in files]

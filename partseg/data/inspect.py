@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from partseg.data.inspect_image import UNREADABLE, WRONG_ID, WRONG_SIZE, ImageJob, ImageReport, check
 from partseg.data.layout import Finding, Layout, finding, scan
@@ -67,9 +68,19 @@ class Report:
         }
 
 
-def inspect(name: str, root: str | Path | None = None, *, splits: Sequence[str] = SPLITS, processes: int = 1) -> Report:
-    """Read every file of catalog data set `name` at `root`; raises only when the root itself is not the data set."""
-    layout = scan(name, root, splits)
+def inspect(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    splits: Sequence[str] = SPLITS,
+    processes: int = 1,
+    settings: Mapping[str, Any] | None = None,
+) -> Report:
+    """Read every file of catalog data set `name` at `root`; raises only when the root itself is not the data set.
+
+    `settings` replace arguments of its YAML file (vocabulary, annotations, names).
+    """
+    layout = scan(name, root, splits, settings=settings)
     jobs = [ImageJob(s, record, layout.vocabulary) for s in splits for record in layout.records.get(s, ())]
     images: list[ImageReport] = []
     for _, result in parallel(check, jobs, processes=processes, title=f"inspecting {name}"):

@@ -10,12 +10,12 @@ from partseg.data import coco, io
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.structures import Record
 from partseg.vocabulary.names import Vocabulary
-from partseg.vocabulary.shipped import shipped
+from partseg.vocabulary.words import named
 
 
 @dataclass(frozen=True)
 class ImageJob:
-    """One record and the shipped vocabulary that numbers its labels."""
+    """One record and the vocabulary (shipped, or a YAML file) that numbers its labels."""
 
     split: str
     record: Record
@@ -57,7 +57,7 @@ WRONG_ID = "label id out of range"
 
 def check(job: ImageJob) -> ImageReport:
     """Read everything of one image; what is wrong with it ends in the report, not in an exception."""
-    record, names = job.record, shipped(job.vocabulary)
+    record, names = job.record, named(job.vocabulary)
     problems: list[tuple[str, str]] = []
     size = None
     try:
@@ -104,18 +104,19 @@ def read_maps(record: Record, names: Vocabulary, size: tuple[int, int] | None) -
     Raises WrongLabelError for files that are damaged, have other bits, another size or ids that the vocabulary lacks.
     """
     if record.object_part_file_name is not None:
-        part = _label(record.object_part_file_name, record.label_bits, names.num_object_parts, size)
+        part = _label(record, record.object_part_file_name, names.num_object_parts, size)
     else:
         shape = size or _stated_size(record)
         if shape is None:
             raise WrongLabelError(UNREADABLE, f"{record.file_name} cannot be read and no annotation states its size")
         part = np.full(shape, IGNORE_LABEL, np.int32)
         for annotation in record.of_level("object_part"):
-            part[_mask(annotation.segmentation, part.shape, record)] = annotation.label
+            if annotation.segmentation is not None:  # a box says where a part is, not which pixels
+                part[_mask(annotation.segmentation, part.shape, record)] = annotation.label
     owner_of_part = np.append([names.label_objects.index(o) for o, _ in names.pairs], BACKGROUND_LABEL)
     owner = owner_of_part[np.where(part == IGNORE_LABEL, names.num_object_parts, part)]
     if record.object_file_name is not None:
-        object_map = _label(record.object_file_name, record.label_bits, len(names.label_objects), part.shape)
+        object_map = _label(record, record.object_file_name, len(names.label_objects), part.shape)
         object_map = np.where(object_map == IGNORE_LABEL, BACKGROUND_LABEL, object_map)
         return Maps(part, object_map, object_map == owner)
     annotated = record.of_level("object")
@@ -124,7 +125,7 @@ def read_maps(record: Record, names: Vocabulary, size: tuple[int, int] | None) -
         return Maps(part, owner if known else np.full(part.shape, BACKGROUND_LABEL, np.int32), None)
     object_map = np.full(part.shape, BACKGROUND_LABEL, np.int32)
     owned = np.zeros(part.shape, bool)
-    for annotation in annotated:
+    for annotation in (each for each in annotated if each.segmentation is not None):
         mask = _mask(annotation.segmentation, part.shape, record)
         object_map[mask] = annotation.label
         owned |= mask & (owner == annotation.label)
@@ -135,10 +136,12 @@ def _stated_size(record: Record) -> tuple[int, int] | None:
     return None if record.height is None or record.width is None else (record.height, record.width)
 
 
-def _label(path: str, bits: int, num_ids: int, size: tuple[int, ...] | None) -> np.ndarray:
+def _label(record: Record, path: str, num_ids: int, size: tuple[int, ...] | None) -> np.ndarray:
     """int32 ids with IGNORE_LABEL for none."""
+    bits = record.label_bits
     try:
-        stored = io.read_label(path, bits=bits).astype(np.int32)
+        parts = path == record.object_part_file_name
+        stored = (io.read_parts(record) if parts else io.read_label(path, bits=bits)).astype(np.int32)
     except (ValueError, FileNotFoundError) as error:
         raise WrongLabelError(UNREADABLE, str(error)) from error
     if size is not None and stored.shape != tuple(size):

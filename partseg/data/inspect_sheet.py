@@ -16,10 +16,10 @@ from partseg.data.inspect import Report
 from partseg.data.inspect_image import WrongLabelError, read_maps
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.structures import Record
-from partseg.utils.visualize import legend, overlay, tile
+from partseg.utils.visualize import legend, overlay, palette, tile
 from partseg.vocabulary.names import Vocabulary
 
-SHOWN_NAMES = 8
+SHOWN_NAMES = 10
 """File names per finding on the screen; the json file has more."""
 
 SMALLEST_WINDOW = 0.1
@@ -49,9 +49,15 @@ def contact_sheet(report: Report, *, num_images: int = 16, box: tuple[int, int] 
         raise ValueError(f"{report.layout.root} has no image with readable labels to show")
     sheet = tile([view.picture for view in views], columns=2, captions=[view.caption for view in views])
     columns = max(1, sheet.shape[1] // 190)
-    objects = [names.label_objects[k] for k in sorted(set().union(*(view.objects for view in views)))]
-    parts = [names.object_parts[k] for k in sorted(set().union(*(view.parts for view in views)))]
-    pictures = [sheet, *(legend(shown, columns=columns) for shown in (objects, parts) if shown)]
+    found = [
+        (names.label_objects, sorted(set().union(*(view.objects for view in views)))),
+        (names.object_parts, sorted(set().union(*(view.parts for view in views)))),
+    ]
+    pictures = [sheet]
+    for words, shown in found:
+        if shown:
+            colors = [palette(words)[k] for k in shown]
+            pictures.append(legend([words[k] for k in shown], columns=columns, colors=colors))
     width = max(picture.shape[1] for picture in pictures)
     return np.concatenate([_padded(picture, width) for picture in pictures], axis=0)
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from partseg.labels import IGNORE_LABEL
+from partseg.structures import Record
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _STRAYS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX"})
@@ -74,6 +75,27 @@ def read_label(path: str | Path, *, bits: int | None) -> np.ndarray:
     if image.mode == "P":
         _refuse_renumbered(image, ids, path)
     return ids
+
+
+def read_parts(record: Record) -> np.ndarray:
+    """Object-part ids of a record's label PNG; ValueError for a value that the record's own numbering lacks."""
+    assert record.object_part_file_name is not None
+    stored = read_label(record.object_part_file_name, bits=record.label_bits)
+    if record.label_values is None:
+        return stored
+    none = (1 << record.label_bits) - 1
+    table = np.full(none + 1, -1, np.int64)
+    table[[none, *record.empty_values]] = none
+    for label, value in enumerate(record.label_values):
+        if value is not None:
+            table[value] = label
+    ids = table[stored]
+    if (ids < 0).any():
+        raise ValueError(
+            f"label {record.object_part_file_name} holds {np.unique(stored[ids < 0])[:8].tolist()}, which the names "
+            "file does not name; add them (value: name, or value: background)"
+        )
+    return ids.astype(stored.dtype)
 
 
 def _refuse_renumbered(image: Image.Image, ids: np.ndarray, path: str | Path) -> None:

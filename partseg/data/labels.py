@@ -100,7 +100,8 @@ class LabelReader:
         return Maps(object_part, objects)
 
     def _png(self, path: str, image: Image.Image, record: Record, geometry: Geometry, what: str) -> np.ndarray:
-        ids = io.read_label(path, bits=record.label_bits)
+        parts = what == "object-part"
+        ids = io.read_parts(record) if parts else io.read_label(path, bits=record.label_bits)
         if ids.shape != (image.height, image.width):
             raise ValueError(
                 f"label {path} is {ids.shape[0]} x {ids.shape[1]} (height x width), its image {record.file_name} is "

@@ -10,11 +10,15 @@ import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from partseg.data import catalog, io
 from partseg.structures import Record
+from partseg.utils.config import instantiate
 from partseg.vocabulary.names import Vocabulary
-from partseg.vocabulary.shipped import shipped
+from partseg.vocabulary.words import named
 
 KEPT_NAMES = 200
 """File names kept per finding; the count is always complete."""
@@ -44,7 +48,7 @@ class Finding:
 class Layout:
     """All that is to be checked, and what the search itself found; `expected` maps a split to its published counts.
 
-    `records` are by split. `vocabulary` is the shipped vocabulary that numbers the labels.
+    `records` are by split. `vocabulary` numbers the labels: a shipped one, or a YAML file.
     """
 
     root: Path
@@ -58,7 +62,7 @@ class Layout:
     @property
     def names(self) -> Vocabulary:
         """The vocabulary that numbers the labels."""
-        return shipped(self.vocabulary)
+        return named(self.vocabulary)
 
 
 def finding(split: str, kind: str, names: Sequence[str], *, changes_score: bool, remedy: str) -> Finding:
@@ -66,14 +70,22 @@ def finding(split: str, kind: str, names: Sequence[str], *, changes_score: bool,
     return Finding(split, kind, len(names), changes_score, remedy, tuple(names[:KEPT_NAMES]))
 
 
-def scan(name: str, root: str | Path | None, splits: Sequence[str]) -> Layout:
-    """The layout of catalog data set `name` at `root` (None: the catalog's own folder under `data`)."""
+def scan(
+    name: str, root: str | Path | None, splits: Sequence[str], *, settings: Mapping[str, Any] | None = None
+) -> Layout:
+    """The layout of catalog data set `name` at `root` (None: the catalog's own folder under `data`).
+
+    `settings` are arguments of its builder (vocabulary, annotations, names) that replace those of its YAML.
+    """
     node = catalog.node(name, root=root)
+    node.update(settings or {})
+    if OmegaConf.is_missing(node, "root"):
+        raise ValueError(f"data set {name!r} needs root=<its folder>")
     module = importlib.import_module(str(node._target_).rpartition(".")[0])
     if hasattr(module, "scan"):
         found: Layout = module.scan(name, str(node.root), splits, str(node.vocabulary))
         return found
-    datasets = {split: catalog.get(name, split=split, root=root) for split in splits}
+    datasets = {split: instantiate(node, split=split) for split in splits}
     skips = [f for split, dataset in datasets.items() for f in skipped(split, dataset.skipped)]
     records = {split: dataset.records for split, dataset in datasets.items()}
     return Layout(Path(node.root), str(node.vocabulary), records, (*strays(Path(node.root)), *skips))

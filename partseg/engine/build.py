@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
 from omegaconf import DictConfig
@@ -13,10 +13,26 @@ from torch import nn
 from partseg.data.dataset import PartSegDataset
 from partseg.data.mapper import EvalMapper
 from partseg.data.mixture import Mixture
+from partseg.evaluation import results
 from partseg.geometry import InputSpec
 from partseg.system import check_system
-from partseg.utils import distributed
+from partseg.utils import distributed, targets
 from partseg.utils.config import instantiate
+from partseg.weights.freeze import module_of
+from partseg.weights.load import LoadReport
+
+TOWER = 10_000
+"""Weights. Less than that is a vector that an author left at its random start, not a tower that was forgotten."""
+
+
+@runtime_checkable
+class HasUnused(Protocol):
+    """A system that knows which of its parameters reach no output."""
+
+    def unused_parameters(self) -> frozenset[str]:
+        """Their names."""
+        ...
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,6 +84,32 @@ def sync_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
+def check_start(
+    model: nn.Module, node: Mapping[str, Any], reports: Sequence[LoadReport], *, allow_random: bool
+) -> None:
+    """ValueError where a part of the network that never trains starts from random weights.
+
+    `node` is the model's config: what its `pretrained` entries name was loaded when it was built. `reports` say what
+    each file of start weights lacked.
+    """
+    loaded = tuple(
+        key[: -len("pretrained")] for key, value in targets.walk(node) if key.endswith("pretrained") and value
+    )
+    never_read = model.unused_parameters() if isinstance(model, HasUnused) else frozenset()
+    random = {name for name, _ in model.named_parameters()}.intersection(*(report.missing for report in reports))
+    frozen: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if name in random - never_read and not parameter.requires_grad and not name.startswith(loaded):
+            frozen[module_of(name)] = frozen.get(module_of(name), 0) + parameter.numel()
+    parts = [f"{name} ({count:,} weights)" for name, count in frozen.items() if count >= TOWER]
+    if parts and not allow_random:
+        raise ValueError(
+            f"{', '.join(parts)}: random and frozen, so nothing could be learned from it. Give start weights "
+            "(init_from=<file or hub name>, model.backbone.pretrained=openai), train it (model.trainable), or say "
+            "allow_random=true where that is meant"
+        )
+
+
 def evaluation_set(config: DictConfig, input: InputSpec | None) -> PartSegDataset:
     """The split that `eval` names, as a system with this input sees it; None for those who read labels only."""
     settings = config.eval
@@ -85,6 +127,11 @@ def training_set(config: DictConfig) -> PartSegDataset | Mixture:
     """The data set or mixture that is trained on."""
     mapper = instantiate(config.augmentation)
     return first(config.train.limit_images, instantiate(config.dataset, split="train", mapper=mapper, seed=config.seed))
+
+
+def is_synthetic(dataset: PartSegDataset | Mixture) -> bool:
+    """Is any of what is trained on drawn, by its provenance.json?"""
+    return any(results.is_synthetic(source.dataset.records[0].file_name) for source in Mixture.of(dataset).sources)
 
 
 def first(count: int | None, dataset: Any) -> Any:

@@ -21,6 +21,7 @@ from partseg.engine.ema import COUNT, Ema
 from partseg.utils import targets
 from partseg.utils.archive import load_tensors
 from partseg.utils.config import instantiate, renamed, stored
+from partseg.utils.errors import ForeignFileError
 from partseg.utils.files import json_bytes, sha256_of, sync_folder, write_atomic
 from partseg.vocabulary.names import Vocabulary
 from partseg.weights.load import LoadReport, load_weights
@@ -36,10 +37,18 @@ class Checkpoints:
     """The `checkpoints/` folder of one run. Only rank 0 writes.
 
     `keep` is the number of last checkpoints kept beside the best ones. Each of `metrics` (`<evaluator>/<score>`) keeps
-    its own best checkpoint, so that one training serves every protocol.
+    its own best checkpoint, so that one training serves every protocol. `synthetic`: it is trained on drawings.
     """
 
-    def __init__(self, folder: Path, *, config: Mapping[str, Any], keep: int = 3, metrics: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        config: Mapping[str, Any],
+        keep: int = 3,
+        metrics: Sequence[str] = (),
+        synthetic: bool = False,
+    ) -> None:
         if keep < 1:
             raise ValueError(f"keep={keep}: at least one checkpoint must be kept, or a killed run cannot resume")
         evaluators = [metric.split("/")[0] for metric in metrics]
@@ -49,6 +58,7 @@ class Checkpoints:
         self.config = dict(config)
         self.keep = keep
         self.metrics = tuple(metrics)
+        self.synthetic = synthetic
 
     @property
     def latest(self) -> Path:
@@ -80,6 +90,7 @@ class Checkpoints:
             "optimizer": optimizer.state_dict(),
             "config": self.config,
             "vocabulary": vocabulary.to_dict(),
+            "synthetic": self.synthetic,
         }
         if ema is not None:
             state["ema"] = ema.state_dict()
@@ -153,7 +164,9 @@ def load(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not a checkpoint, or is damaged: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or not set(state) >= KEYS:
-        raise ValueError(f"{path} is not a checkpoint of partseg ({FORMAT}); public weights go through init_from=")
+        raise ForeignFileError(
+            f"{path} is not a checkpoint of partseg ({FORMAT}); public weights go through partseg.load or init_from="
+        )
     try:
         targets.check_plain(state["config"], what="config")
         targets.check_plain(state["vocabulary"], what="vocabulary")
@@ -182,10 +195,9 @@ def newest(folder: Path) -> Path | None:
 def last_iteration(directory: Path) -> int:
     """Iteration of a run's newest checkpoint, 0 without one."""
     found = newest(directory / "checkpoints")
-    if found is None:
-        return 0
-    digits = found.resolve().stem.removeprefix("iter_")
-    return int(digits) if digits.isdigit() else int(load(found)["iteration"])  # a copy that made files of links
+    digits = "0" if found is None else found.resolve().stem.removeprefix("iter_")
+    # a copy may have made files of links
+    return int(digits) if digits.isdigit() or found is None else int(load(found)["iteration"])
 
 
 def restore(
@@ -239,12 +251,17 @@ def load_model(path: str | Path, *, plugins: Sequence[str] = ()) -> tuple[nn.Mod
     `plugins` are modules of yours, and files (a CLIP config) that the network may read. ValueError for all else.
     """
     state = load(path)
+    return *built(state, path=resolve(path), plugins=plugins), state["config"]
+
+
+def built(state: Mapping[str, Any], *, path: Path, plugins: Sequence[str] = ()) -> tuple[nn.Module, Vocabulary]:
+    """`load_model` of what `load` gave; `path` is for messages."""
     try:
         model, vocabulary = _network(state, plugins), _vocabulary(state)
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
-        raise ValueError(f"{resolve(path)}: {' '.join(str(text).split())}") from error
-    return model.eval(), vocabulary, state["config"]
+        raise ValueError(f"{path}: {' '.join(str(text).split())}") from error
+    return model.eval(), vocabulary
 
 
 def digest(path: str | Path) -> str:
@@ -266,7 +283,7 @@ def _check_entries(state: Mapping[str, Any]) -> None:
 
 
 def _network(state: Mapping[str, Any], plugins: Sequence[str]) -> nn.Module:
-    node = renamed(_without_start(state["config"].get("model")))
+    node = renamed(without_start(state["config"].get("model")))
     config = stored(node, group="model", plugins=plugins)
     targets.check_no_files(node, group="model", plugins=plugins)
     weights = {**state["model"], **{name: x for name, x in state.get("ema", {}).items() if name != COUNT}}
@@ -279,10 +296,11 @@ def _network(state: Mapping[str, Any], plugins: Sequence[str]) -> nn.Module:
     return model
 
 
-def _without_start(node: Any) -> Any:
+def without_start(node: Any) -> Any:
+    """A network's config node with START in it."""
     if isinstance(node, Mapping):
-        return {key: START[key] if key in START else _without_start(value) for key, value in node.items()}
-    return [_without_start(each) for each in node] if isinstance(node, list | tuple) else node
+        return {key: START[key] if key in START else without_start(value) for key, value in node.items()}
+    return [without_start(each) for each in node] if isinstance(node, list | tuple) else node
 
 
 def _check_fit(model: object, weights: Mapping[str, torch.Tensor]) -> None:
@@ -327,8 +345,7 @@ def _link(link: Path, target: Path) -> None:
 
 
 def _first_difference(saved: Vocabulary, own: Vocabulary) -> str:
-    pairs = zip(saved.object_parts, own.object_parts)
-    for index, (theirs, ours) in enumerate(pairs):
+    for index, (theirs, ours) in enumerate(zip(saved.object_parts, own.object_parts)):
         if theirs != ours:
             return f"; first difference: class {index} is {theirs!r} there and {ours!r} here"
     if len(saved) == len(own):

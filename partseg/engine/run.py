@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from partseg.data.dataset import PartSegDataset
 from partseg.engine.checkpoint import digest, load, newest
 from partseg.engine.lock import locked
+from partseg.engine.trainer import Trainer
 from partseg.engine.writers import start_log
 from partseg.utils import config as configs
 from partseg.utils import distributed, env
@@ -148,3 +150,30 @@ def _flat(node: Any, key: str = "") -> list[tuple[str, Any]]:
     if isinstance(node, Mapping):
         return [pair for name, value in node.items() for pair in _flat(value, f"{key}.{name}".lstrip("."))]
     return [(key, node)]
+
+
+def banner(trainer: Trainer, directory: Path, *, train_set: Sized, val_set: PartSegDataset, start: int) -> str:
+    """What is about to run, in a few lines: folder, device, data, classes, steps, and what is trained."""
+    model, classes = trainer.model, trainer.vocabulary
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    unseen = int((~val_set.vocabulary.seen).sum())
+    steps = f"{start} to {trainer.iterations}" if start else f"{trainer.iterations}"
+    rows = {
+        "run": str(directory),
+        "device": f"{trainer.device}, {distributed.world_size()} processes, {trainer.precision}",
+        "data": f"{len(train_set):,} training and {len(val_set):,} {val_set.split} images of {val_set.name}",
+        "classes": f"{len(classes)} trained object-parts of {classes.num_objects} objects; {unseen} unseen ones scored",
+        "steps": f"{steps}, each of {trainer.accumulation} micro-batches",
+        "trained": f"{trained:,} of {total:,} weights of {type(model).__name__}",
+    }
+    return "\n".join(f"  {name:<8} {value}" for name, value in rows.items())
+
+
+def farewell(directory: Path, *, iteration: int, complete: bool, best: Mapping[str, Mapping[str, Any]]) -> str:
+    """What became of the run and what to do next."""
+    if not complete:
+        return f"stopped at iteration {iteration}, everything is saved: the same command goes on from there"
+    found = "; ".join(f"{metric} {entry['value']:.2f} at {entry['iteration']}" for metric, entry in best.items())
+    scores = f" (best: {found})" if found else ""
+    return f"finished {directory} at iteration {iteration}{scores}; score it fully with partseg eval ckpt={directory}"

@@ -227,7 +227,7 @@ class Trainer:
             yield
         except torch.OutOfMemoryError as error:
             own = "".join(f"{advice}, " for advice in getattr(self.model, "saves_memory", ()))
-            raise RuntimeError(
+            raise MemoryError(
                 "the GPU is out of memory. Set, in this order: train.accumulation=2 (or 4; same result, less memory), "
                 f"train.precision=bf16, {own}train.batch_size. ({str(error).splitlines()[0]})"
             ) from error

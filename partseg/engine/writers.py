@@ -86,14 +86,16 @@ class ConsoleWriter(Writer):
         self.bar.start()
 
     def scalars(self, values: Mapping[str, float], *, iteration: int) -> None:
-        """One line; of an evaluation only the mIoUs, metrics.jsonl has the rest."""
+        """One line for steps; for an evaluation one per evaluator, figures below each other. metrics.jsonl has all."""
         train = {k.removeprefix("train/"): v for k, v in values.items() if k.startswith("train/")}
-        words = [f"{name} {value:.4g}" for name, value in values.items() if "/mIoU" in name]
+        for line in score_lines(values):
+            LOG.info("%d/%d  %s", iteration, self.iterations, line)
         if train:
+            words = []
             left = timedelta(seconds=round(train.pop("seconds_per_step") * (self.iterations - iteration)))
             share = train.pop("data_share")
             words += [f"{name} {value:.4g}" for name, value in train.items()] + [f"data {share:.0%}", f"left {left}"]
-        LOG.info("%d/%d  %s", iteration, self.iterations, "  ".join(words))
+            LOG.info("%d/%d  %s", iteration, self.iterations, "  ".join(words))
 
     def progress(self, iteration: int) -> None:
         """Move the bar."""
@@ -102,6 +104,25 @@ class ConsoleWriter(Writer):
     def close(self) -> None:
         """Give the terminal back."""
         self.bar.stop()
+
+
+def score_lines(values: Mapping[str, float]) -> list[str]:
+    """One aligned line per evaluator: its mean over all classes, over seen and unseen ones, and their harmonic mean.
+
+    Of evaluators without an mIoU the first four figures.
+    """
+    by_name: dict[str, dict[str, float]] = {}
+    for key, value in values.items():
+        name, _, score = key.partition("/")
+        if name != "train" and score and "/" not in score:
+            by_name.setdefault(name, {})[score] = value
+    width = max(map(len, by_name), default=0)
+    lines = []
+    for name, scores in by_name.items():
+        mean = [score for score in scores if score == "mIoU" or score.startswith("mIoU_")] or list(scores)[:4]
+        figures = "  ".join(f"{score.removeprefix('mIoU_'):>8} {scores[score]:6.2f}" for score in mean)
+        lines.append(f"{name:<{width}}  {figures}")
+    return lines
 
 
 class JsonlWriter(Writer):
@@ -130,7 +151,7 @@ class TensorBoardWriter(Writer):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ValueError("logger.tensorboard needs the package tensorboard: pip install 'partseg[plot]'") from error
+            raise ValueError("logger.tensorboard needs the package tensorboard: pip install tensorboard") from error
         self.events = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1 if start else None)
 
     def scalars(self, values: Mapping[str, float], *, iteration: int) -> None:

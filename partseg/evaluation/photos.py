@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from partseg.evaluation import upsample
 from partseg.evaluation.evaluator import Answer
 from partseg.evaluation.protocols import OracleObj, PredAll
 from partseg.photo_prediction import PhotoPrediction, Segment, segment_of_mask, segments_of
@@ -44,9 +45,12 @@ def _labels(
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[Segment, ...] | None]:
     """Label map, the names of its classes, and the segments of systems that find some."""
     if isinstance(words, Phrases):
-        masks, texts = answer.phrases.masks().cpu().numpy(), words.texts
-        segments = [segment_of_mask(m, name=texts[i], label=i) for i, m in enumerate(masks) if m.any()]
-        return _painted(masks, len(texts)), texts, tuple(segments)
+        found, texts = answer.phrases, words.texts
+        masks, scores = found.masks().cpu().numpy(), found.scores().tolist()
+        segments = [segment_of_mask(m, name=texts[i], label=i, score=scores[i]) for i, m in enumerate(masks) if m.any()]
+        threshold = torch.full_like(found.logits[:1], found.threshold)
+        best = DenseScores(torch.cat([found.logits, threshold]), None, found.size, found.region).cropped()
+        return upsample.argmax(best.object_part.float(), best.size).cpu().numpy(), texts, tuple(segments)
     instances = None
     if isinstance(answer.prediction, Segments):
         instances = segments_of(answer.segments, words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def check() -> None:
+    """ImportError that says what to install, before an evaluation that ends in pictures."""
+    if find_spec("matplotlib") is None:
+        raise ImportError("pictures need matplotlib: pip install matplotlib, or leave out plots=true")
+
+
 def save_plots(content: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write confusion_<name>.png and classes_<name>.png per protocol; ImportError says what to install."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'partseg[plot]', or leave out plots=true") from error
+    """Write confusion_<name>.png and classes_<name>.png per protocol; needs matplotlib (`check`)."""
+    check()
+    from matplotlib.figure import Figure
+
     written = []
     folder.mkdir(parents=True, exist_ok=True)
     for name, entry in content["protocols"].items():

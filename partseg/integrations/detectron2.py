@@ -35,7 +35,7 @@ from partseg.losses.criterion import Criterion, loss_of
 from partseg.prediction import DenseScores
 from partseg.structures import Record, Sample, collate, stack_images
 from partseg.utils import distributed
-from partseg.utils.visualize import color_of
+from partseg.utils.visualize import palette
 from partseg.vocabulary.names import Vocabulary
 
 try:
@@ -277,7 +277,7 @@ def _class_names(vocabulary: Vocabulary) -> dict[str, Any]:
     names = list(vocabulary.object_parts)
     return {
         "stuff_classes": names,
-        "stuff_colors": [color_of(name) for name in names],
+        "stuff_colors": list(palette(tuple(names))),
         "object_classes": list(vocabulary.objects),
         "part_classes": list(vocabulary.parts),
         "seen_classes": [n for n, seen in zip(names, vocabulary.seen, strict=True) if seen],

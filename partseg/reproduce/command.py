@@ -151,14 +151,15 @@ def run_stages(given: Reproduce) -> int:
     recipes = [load_recipe(path) for path in given.tables]
     todo = [job for recipe in recipes for job in stages.jobs(recipe, options) if not job.finished]
     if given.dry_run:
-        print_commands(todo)
+        print_commands(todo, in_order=True)
         return 0
     make_toy_data(options)
     run_jobs(todo, Console())
     return 0
 
 
-def print_commands(todo: Sequence[Job]) -> None:
-    """SLURM commands, which are the user's to submit in this order."""
-    for job in todo:
-        print(job.slurm)  # noqa: T201 (the command's output)
+def print_commands(todo: Sequence[Job], *, in_order: bool = False) -> None:
+    """SLURM commands as a shell script: an evaluation waits for its training, `in_order` each job for the last."""
+    for number, job in enumerate(todo, 1):
+        after = todo.index(job.training) + 1 if job.training in todo else None
+        print(job.slurm(number, after=number - 1 or None if in_order else after))  # noqa: T201 (the command's output)

@@ -18,7 +18,7 @@ from partseg.engine.checkpoint import last_iteration
 from partseg.engine.writers import evaluated
 from partseg.evaluation import export, results
 from partseg.reproduce.table import Row, Table
-from partseg.utils.config import config_dir
+from partseg.utils.config import config_dirs
 from partseg.utils.experiments import TINY, parse
 from partseg.utils.files import sha256_of
 
@@ -27,6 +27,7 @@ SMOKE_DATASET = "toy_pascal_part_116"
 SMOKE_OVERRIDES = (
     f"dataset={SMOKE_DATASET}",
     "init_from=null",
+    "allow_random=true",
     "train.iterations=2",
     "train.batch_size=4",
     "train.num_workers=0",
@@ -78,10 +79,10 @@ class Job:
             return self.checkpoint.is_file() and export.made_by(self.directory) == sha256_of(self.checkpoint)
         return (self.directory / RESULTS[self.kind]).is_file()
 
-    @property
-    def slurm(self) -> str:
-        """The command as a line that submits it; dependencies are the user's: trainings first, then evaluations."""
-        return f"sbatch scripts/slurm.sh {shlex.join(self.command[1:])}"
+    def slurm(self, number: int, *, after: int | None = None) -> str:
+        """A line that submits the command as job `number`, to start once job `after` has succeeded."""
+        wait = "" if after is None else f" --dependency=afterok:$job_{after}"
+        return f"job_{number}=$(sbatch --parsable{wait} scripts/slurm.sh {shlex.join(self.command[1:])})"
 
 
 def jobs(table: Table, options: Options, *, iterations_of: dict[str, int]) -> Iterator[Job]:
@@ -141,7 +142,7 @@ def shrunk(experiment: str, options: Options) -> list[str]:
     """Overrides of a smoke run: criterion and ablations stay as they are, model and data shrink; none otherwise."""
     if not options.smoke:
         return []
-    found = parse(experiment, config_dir())
+    found = parse(experiment, config_dirs())
     if found is None:
         raise ValueError(f"experiment {experiment!r} must be a system and a data set, to be run with --smoke")
     return [f"model={found.system}{TINY}", *SMOKE_OVERRIDES, f"data_root={toy_root(options).parent}"]

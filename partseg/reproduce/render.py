@@ -81,18 +81,37 @@ def markdown(collected: CollectedTable) -> str:
 
 
 def latex(collected: CollectedTable) -> str:
-    """booktabs tabular; measured above published would not survive copying, so both stand in one cell."""
+    """booktabs tabular for a paper: mean and error, the best of a column in bold, the published number in grey beside.
+
+    Rows with neither number are left out. Costs have no best, and synthetic numbers neither.
+    """
     table = collected.table
+    columns = list(zip(*collected.cells, strict=True))
+    best = [max((c.mean for c in cells if c.mean is not None and not c.synthetic), default=None) for cells in columns]
     lines = [
         f"% {table.title}",
-        f"% {collected.footnote}",
+        rf"% needs \usepackage{{booktabs, xcolor}}; grey: published; {collected.footnote}",
         r"\begin{tabular}{l" + "c" * len(table.columns) + "}",
         r"\toprule",
     ]
     lines += ["System & " + " & ".join(_escape(_heading(column)) for column in table.columns) + r" \\", r"\midrule"]
     for row, cells in zip(table.rows, collected.cells, strict=True):
-        lines.append(_escape(row.system) + " & " + " & ".join(_escape(_triple(cell)) for cell in cells) + r" \\")
+        if any(cell.mean is not None or cell.published is not None for cell in cells):
+            tops = [None] * len(best) if table.measure else best
+            marked = [_tex(cell, bold=cell.mean is not None and cell.mean == top) for cell, top in zip(cells, tops)]
+            lines.append(f"{_escape(row.system)} & " + " & ".join(marked) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _tex(cell: Cell, *, bold: bool) -> str:
+    parts = []
+    if cell.mean is not None:
+        error = "" if cell.standard_error is None else rf" $\pm$ {cell.standard_error:.2f}"
+        mark = _escape(f" {SYNTHETIC_MARK}") if cell.synthetic else ""
+        parts.append((rf"\textbf{{{cell.mean:.2f}}}" if bold else f"{cell.mean:.2f}") + error + mark)
+    if cell.published is not None:
+        parts.append(rf"\textcolor{{gray}}{{{cell.published:.2f}}}")
+    return " ".join(parts) or "--"
 
 
 def comma_separated(collected: CollectedTable) -> str:

@@ -154,7 +154,7 @@ def _small(override: str) -> str:
     """A choice of data set as its toy, where it has one."""
     key, _, name = override.partition("=")
     toy = f"toy_{name}"
-    has_toy = key in ("dataset", "eval_dataset") and toy in stems(config_dir() / "dataset")
+    has_toy = key in ("dataset", "eval_dataset") and toy in stems([config_dir()], "dataset")
     return f"{key}={toy}" if has_toy else override
 
 

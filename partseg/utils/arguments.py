@@ -18,6 +18,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from partseg.utils.errors import debugging, without_debug
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
 
@@ -57,7 +59,7 @@ def parse(options: type[OptionsT], arguments: Sequence[str]) -> OptionsT:
 
 def run(main: Callable[[OptionsT], int], options: type[OptionsT], usage: str | None) -> int:
     """Entry of a tool: parse the command line, call `main`, show user errors as one line; returns the exit code."""
-    arguments = sys.argv[1:]
+    arguments = without_debug(sys.argv[1:])
     needs = any(field.default is dataclasses.MISSING for field in dataclasses.fields(options))  # type: ignore[arg-type]
     if (needs and not arguments) or (arguments and arguments[0] in ("-h", "--help", "help")):
         print((usage or "").strip())  # noqa: T201  the help text is the tool's output
@@ -66,7 +68,9 @@ def run(main: Callable[[OptionsT], int], options: type[OptionsT], usage: str | N
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main(parse(options, arguments))
-    except (ValueError, KeyError, OSError, ImportError) as error:
+    except (ValueError, KeyError, OSError, ImportError, MemoryError) as error:
+        if debugging():
+            raise
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:

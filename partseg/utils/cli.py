@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,44 +15,53 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from partseg.utils import config, experiments
-from partseg.utils.errors import one_line
+from partseg.utils.errors import debugging, one_line, without_debug
 
 
 def cli(
-    config_name: str, *, place: Callable[[DictConfig], Any] | None = None
+    config_name: str, *, place: Callable[[DictConfig], Any] | None = None, needs: Sequence[str] = ()
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Decorator of a tool's main: Hydra's command line (`-m` sweeps, `--cfg job`), with our messages for mistakes.
 
     Every job of a sweep is composed before the first one starts; `place(config)` is what no two of them may share.
+    Without a choice of any of the groups `needs` the usage is shown and nothing starts.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def job(values: DictConfig) -> Any:
             try:
                 return function(config.finish(values, list(HydraConfig.get().overrides.task)))
-            except (ValueError, KeyError, OSError, FloatingPointError, MemoryError) as error:
+            except (ValueError, KeyError, OSError, ImportError, FloatingPointError, MemoryError) as error:
                 # a sweep goes on with its other jobs and reports at its end, by Hydra
-                if HydraConfig.get().mode is RunMode.MULTIRUN or "HYDRA_FULL_ERROR" in os.environ:
+                if HydraConfig.get().mode is RunMode.MULTIRUN or debugging():
                     raise
                 sys.exit(f"error: {one_line(error)}")
 
         def main() -> None:
-            experiments.register(config.config_dir())
+            experiments.register(config.config_dirs())
+            sys.argv[1:] = without_debug(sys.argv[1:])
+            if debugging():
+                os.environ["HYDRA_FULL_ERROR"] = "1"
             try:
                 sys.argv[1:] = config.spelled_out(config_name, sys.argv[1:])
             except ValueError as error:
                 sys.exit(f"error: {error}")
             args = get_args_parser().parse_args()
+            asks = args.cfg or args.help or args.hydra_help or args.info or args.shell_completion
             _refuse_sweep_in_group(args.multirun)
             try:
                 jobs = config.jobs(args.overrides, multirun=args.multirun)
                 configs = [config.compose(args.config_name or config_name, overrides) for overrides in jobs]
-                if not (args.cfg or args.help or args.hydra_help or args.info or args.shell_completion):
+                if not asks:
                     _refuse_missing(configs)
                 if place is not None:
                     _refuse_shared_place(list(map(place, configs)))
             except ValueError as error:
                 sys.exit(f"error: {error}")
+            if needs and not asks and not any(re.match(rf"\+?({'|'.join(needs)})=", o) for o in args.overrides):
+                print((sys.modules[function.__module__].__doc__ or "").strip(), file=sys.stderr)  # noqa: T201
+                sys.exit(f"error: nothing was chosen to {config_name}: give {', '.join(f'{n}=' for n in needs)}")
+            sys.argv += config.search_path()
             hydra.main(version_base="1.3", config_path=str(config.config_dir()), config_name=config_name)(job)()
 
         return main

@@ -9,6 +9,7 @@ import copy
 import difflib
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import product
@@ -26,16 +27,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from partseg.utils import experiments, settings, targets
+from partseg.utils.places import config_dir, config_dirs
 from partseg.utils.run_names import run_name
 
 
-def config_dir() -> Path:
-    """Folder of the YAML files: `configs/` of a checkout, or the copy inside an installed package."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package.parent / "configs", package / "_configs"):
-        if (folder / "train.yaml").is_file():
-            return folder
-    raise FileNotFoundError(f"no configs/ beside {package} and no _configs/ inside it: reinstall partseg")
+def search_path() -> list[str]:
+    """The override that lets Hydra find the user's files."""
+    return [f"hydra.searchpath=['file://{folder}']" for folder in config_dirs()[1:]]
 
 
 def compose(config_name: str = "train", overrides: Sequence[str] = ()) -> DictConfig:
@@ -89,11 +87,15 @@ def stored(node: Any, *, group: str, plugins: Sequence[str] = ()) -> DictConfig:
     Whoever made the file wrote it, so it may only name what the YAML files of configs/<group>/ name, and what lies in
     `plugins`: modules that the user lists, never the file. ValueError for everything else, before anything is imported.
     """
-    plugins = targets.plugin_names(plugins)
+    plugins = _importable(targets.plugin_names(plugins))
     targets.check_plain(node, what=group)
     node = renamed(node)
     # read as text: composing them would already resolve and look things up
-    files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (config_dir() / group).glob("*.yaml")]
+    files = [
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+        for folder in config_dirs()
+        for path in (folder / group).glob("*.yaml")
+    ]
     shipped = {found["_target_"] for content in files for _, found in targets.targets(content)}
     targets.check_stored(node, group=group, shipped=shipped, plugins=plugins)
     return OmegaConf.create({"plugins": list(plugins), group: node})[group]
@@ -161,12 +163,13 @@ def spelled_out(config_name: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _compose(config_name: str, overrides: Sequence[str], *, hydra: bool = False) -> DictConfig:
-    experiments.register(config_dir())
+    experiments.register(config_dirs())
     previous = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), job_name=config_name, version_base="1.3"):
-            return hydra_compose(config_name, overrides=list(overrides), return_hydra_config=hydra)
+            overrides = [*overrides, *search_path()]
+            return hydra_compose(config_name, overrides=overrides, return_hydra_config=hydra)
     finally:
         GlobalHydra.instance().hydra = previous
 
@@ -218,10 +221,10 @@ def _explain(error: Exception, config_name: str, overrides: Sequence[str]) -> st
     choice = re.search(r"Could not find '(?:([^']*)/)?([^'/]+)'", text)
     if choice:
         group, wrong = choice.group(1) or "", choice.group(2)
-        known = sorted(experiments.stems(config_dir() / group))
+        known = sorted(experiments.stems(config_dirs(), group))
         if group == experiments.GROUP:
-            near = _nearest(wrong, experiments.choices(config_dir()))
-            sets = ", ".join(sorted(experiments.stems(config_dir() / "dataset")))
+            near = _nearest(wrong, experiments.choices(config_dirs()))
+            sets = ", ".join(sorted(experiments.stems(config_dirs(), "dataset")))
             return f"there is no experiment {wrong!r}{near}; there are {', '.join(known)}, and <system>_<one of {sets}>"
         what = f"config group {group!r}" if group else "top-level config"
         return f"{what} has no {wrong!r}{_nearest(wrong, known)}; it has: {', '.join(known)}"
@@ -251,7 +254,15 @@ def _plugins(config: Any) -> tuple[str, ...]:
     """`plugins` of the whole config that a node belongs to; a node by itself has none."""
     root = config._get_root() if OmegaConf.is_config(config) else None
     value = root.get("plugins") if isinstance(root, DictConfig) else None
-    return targets.plugin_names(() if value is None else _plain(value))
+    return _importable(targets.plugin_names(() if value is None else _plain(value)))
+
+
+def _importable(plugins: tuple[str, ...]) -> tuple[str, ...]:
+    """The same; modules that lie in the working directory are found from now on, after all that is installed."""
+    here = str(Path.cwd())
+    if plugins and here not in sys.path:
+        sys.path.append(here)
+    return plugins
 
 
 def _check_resolved(plain: Any, key: str) -> None:

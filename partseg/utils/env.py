@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "hydra-core", "numpy", "pillow", "partseg")
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "hydra-core", "numpy", "pillow", "partseg-openvocab")
 
 
 def seed_everything(seed: int) -> None:

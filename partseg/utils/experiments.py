@@ -2,12 +2,14 @@
 
 `part_clipseg_pascal_part_116` is configs/experiment/part_clipseg.yaml on configs/dataset/pascal_part_116.yaml, and
 `..._ade20k_part_234_to_pascal_part_116` is trained on the one and watched on the other. Files of configs/experiment/
-that name a data set of their own are experiments as they stand.
+that name a data set of their own are experiments as they stand. `folders` are everywhere those of the YAML files: the
+package's and the user's.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,47 +35,47 @@ class Experiment(NamedTuple):
         return f"{self.system}_{self.dataset}" + (f"_to_{self.evaluated}" if self.evaluated else "")
 
 
-def experiments(folder: Path) -> list[Experiment]:
+def experiments(folders: Sequence[Path]) -> list[Experiment]:
     """Every system of configs/experiment/ with every data set, and with every pair of full benchmarks."""
-    systems = sorted(stems(folder / GROUP) & stems(folder / "model"))
-    datasets = sorted(
-        name for name in stems(folder / "dataset") if not _needs_root(folder / "dataset" / f"{name}.yaml")
-    )
+    systems = sorted(stems(folders, GROUP) & stems(folders, "model"))
+    files = [path for folder in folders for path in (folder / "dataset").glob("*.yaml")]
+    datasets = sorted({path.stem for path in files if not _needs_root(path)})
     benchmarks = [name for name in datasets if FEW_SHOTS not in name and not name.startswith("toy_")]
     single = [Experiment(system, dataset) for system in systems for dataset in datasets]
     return single + [Experiment(system, *pair) for system in systems for pair in permutations(benchmarks, 2)]
 
 
-def parse(name: str, folder: Path) -> Experiment | None:
+def parse(name: str, folders: Sequence[Path]) -> Experiment | None:
     """The parts of a composed experiment's name; None for a file of configs/experiment/ and for other names."""
-    return next((each for each in experiments(folder) if each.name == name), None)
+    return next((each for each in experiments(folders) if each.name == name), None)
 
 
-def register(folder: Path) -> None:
+def register(folders: Sequence[Path]) -> None:
     """Let Hydra know the composed experiments, so that they are choices like files: in sweeps, lists and errors."""
     store = ConfigStore.instance()
-    for each in experiments(folder):
+    for each in experiments(folders):
         defaults: list[Any] = [each.system, {"override /dataset": each.dataset}]
         if each.evaluated is not None:
             defaults.append({"override /dataset@eval_dataset": each.evaluated})
         node: dict[str, Any] = {"defaults": defaults}
         if each.evaluated is not None or FEW_SHOTS in each.dataset:  # nothing is unseen, so no harmonic mean is defined
-            node["best"] = {"metrics": [name.removesuffix("_harmonic") for name in _best(folder, each.system)]}
+            node["best"] = {"metrics": [name.removesuffix("_harmonic") for name in _best(folders, each.system)]}
         store.store(group=GROUP, name=each.name, package="_global_", node=node, provider="partseg")
 
 
-def _best(folder: Path, system: str) -> list[str]:
+def _best(folders: Sequence[Path], system: str) -> list[str]:
     """The scores that keep a system's best checkpoints: its experiment's own, or those of train.yaml."""
-    for path in (folder / GROUP / f"{system}.yaml", folder / "train.yaml"):
+    paths = [folder / place for folder in folders for place in (f"{GROUP}/{system}.yaml", "train.yaml")]
+    for path in filter(Path.is_file, paths):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if "best" in content:
             return content["best"]["metrics"]
-    raise KeyError(f"{folder / 'train.yaml'} has no best.metrics")
+    raise KeyError(f"no train.yaml with best.metrics in {list(map(str, folders))}")
 
 
-def choices(folder: Path) -> list[str]:
+def choices(folders: Sequence[Path]) -> list[str]:
     """All names of the group: files and composed ones."""
-    return sorted(stems(folder / GROUP) | {each.name for each in experiments(folder)})
+    return sorted(stems(folders, GROUP) | {each.name for each in experiments(folders)})
 
 
 def official(recipe: str, model: str) -> str:
@@ -86,6 +88,6 @@ def _needs_root(path: Path) -> bool:
     return re.search(r"\b(root|annotations): \?{3}", path.read_text(encoding="utf-8")) is not None
 
 
-def stems(folder: Path) -> set[str]:
-    """Names of the YAML files of a folder."""
-    return {path.stem for path in folder.glob("*.yaml")}
+def stems(folders: Sequence[Path], group: str) -> set[str]:
+    """Names of the YAML files of a group."""
+    return {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw
 
-from partseg.utils.visualize import color_of
+from partseg.utils.visualize import palette
 
 _FILES = Path(__file__).parent / "page_files"
 _NOTHING = 65535
@@ -71,7 +71,8 @@ def viewer(
     """
     counts = np.bincount(labels.ravel(), minlength=1)
     found = [k for k in np.argsort(-counts[: len(names)], kind="stable").tolist() if counts[k]]
-    classes = [{"id": k, "name": names[k], "color": list(color_of(names[k]))} for k in found]
+    colors = palette(tuple(names))
+    classes = [{"id": k, "name": names[k], "color": list(colors[k])} for k in found]
     buttons = "".join(
         f'<button type="button" data-id="{c["id"]}"><i style="background: rgb{tuple(c["color"])}"></i>'  # type: ignore[arg-type]
         f"{escape(str(c['name']))} <small>{_share(counts[k] / labels.size)}</small></button>"
@@ -113,16 +114,16 @@ def bars(values: Sequence[Bar]) -> str:
     return f'<div class="bars">{"".join(lines)}</div>'
 
 
-def matrix(shares: np.ndarray, names: Sequence[str]) -> str:
-    """HTML table of a square matrix with entries in 0..1, rows are truth; pointing at a cell tells its two names."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+def matrix(shares: np.ndarray, names: Sequence[str], *, columns: Sequence[str]) -> str:
+    """HTML table of a matrix with entries in 0..1, rows are truth; pointing at a cell tells its two names."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     rows = []
     for name, row in zip(names, shares):
         cells = "".join(
             f'<td style="background: {_blue(value)}" title="{escape(name)} as {escape(other)}: {value:.1%}"></td>'
             if value > 0.0005
             else "<td></td>"
-            for other, value in zip(names, row.tolist())
+            for other, value in zip(columns, row.tolist())
         )
         rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
     body = f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"

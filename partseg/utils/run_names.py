@@ -13,6 +13,7 @@ SAME_TRAINING = (
     "data_root",
     "local",
     "plugins",
+    "allow_random",
     "launch",
     "logger",
     "hooks",

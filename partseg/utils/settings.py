@@ -119,6 +119,7 @@ class Settings:
     output_root: Text
     init_from: Text | tuple[Text, ...] | None
     resume: Text
+    allow_random: bool
     plugins: tuple[Text, ...]
     train: Training
     eval: Validation

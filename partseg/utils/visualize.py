@@ -1,6 +1,6 @@
 """Pictures of label maps: overlays, legends and contact sheets, with nothing but PIL and numpy.
 
-A class keeps its colour in every picture of every data set because the colour is a hash of its name.
+A class keeps its colour in every picture of a vocabulary, and mostly beyond, because the colour is a hash of its name.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,16 @@ _SALT = "partseg-1901"
 _TONES = ((0.90, 1.00), (0.55, 1.00), (0.95, 0.62), (0.50, 0.75))
 """(saturation, value) of the four tones; hue alone gives about twelve colours that people tell apart."""
 
+DISTINCT, TRIES = 15.0, 100
+"""dE from which people tell two colours in different places apart without effort, and colours that are tried."""
+
+MOST_APART = 60
+"""Classes that are kept apart; a thousand free words cannot be, and trying takes seconds."""
+
+_SRGB_TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 _PAPER = 255
 _INK = (25, 25, 25)
+_WARNING = (170, 30, 20)
 
 
 def color_of(name: str) -> tuple[int, int, int]:
@@ -35,6 +44,39 @@ def color_of(name: str) -> tuple[int, int, int]:
     saturation, value = _TONES[digest[4] % len(_TONES)]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+@lru_cache(maxsize=16)
+def palette(names: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
+    """RGB of each class: that of its name, unless it looks like an earlier part of the same object.
+
+    Parts of one object ("dog's head", "dog's tail"), and words without an object, are DISTINCT apart in CIELAB; where
+    an object has more parts than colours are, the farthest of TRIES is taken.
+    """
+    taken: dict[str, list[NDArray[np.float64]]] = {}
+    colors = []
+    for name in names:
+        others = taken.setdefault(name.rpartition("'s ")[0], [])
+        best, distance = color_of(name), -1.0
+        for attempt in range(TRIES if len(others) < MOST_APART else 1):
+            color = color_of(f"{name}#{attempt}" if attempt else name)
+            nearest = float(np.linalg.norm(np.array(others) - lab(color), axis=1).min()) if others else np.inf
+            if nearest > distance:
+                best, distance = color, nearest
+            if distance >= DISTINCT:
+                break
+        others.append(lab(best))
+        colors.append(best)
+    return tuple(colors)
+
+
+def lab(color: tuple[int, int, int]) -> NDArray[np.float64]:
+    """CIELAB (D65) of an sRGB colour; distances in it are CIE76's dE."""
+    scaled = np.array(color) / 255
+    linear = np.where(scaled > 0.04045, ((scaled + 0.055) / 1.055) ** 2.4, scaled / 12.92)
+    xyz = _SRGB_TO_XYZ @ linear / _SRGB_TO_XYZ.sum(1)
+    root = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.array([116 * root[1] - 16, 500 * (root[0] - root[1]), 200 * (root[1] - root[2])])
 
 
 def overlay(
@@ -56,8 +98,8 @@ def overlay(
     shown = (labels >= 0) & (labels < len(names))
     if not shown.any():
         return image.copy()
-    palette = np.array([color_of(name) for name in names], np.float32)
-    colors = palette[np.where(shown, labels, 0)]
+    table = np.array(palette(tuple(names)), np.float32)
+    colors = table[np.where(shown, labels, 0)]
     blended = np.where(shown[..., None], (1 - alpha) * image + alpha * colors, image)
     if outline:
         edge = shown & _borders(np.where(shown, labels, -1))
@@ -71,8 +113,13 @@ def legend(
     columns: int = 1,
     font_size: int = 13,
     width: int | None = None,
+    colors: Sequence[tuple[int, int, int]] | None = None,
 ) -> NDArray[np.uint8]:
-    """Colour swatches with names on white, [h, w, 3], column by column; `width` in pixels pads the picture."""
+    """Colour swatches with names on white, [h, w, 3], column by column; `width` in pixels pads the picture.
+
+    `colors` are those of the picture where the names are some of its classes.
+    """
+    colors = palette(tuple(names)) if colors is None else colors
     if not names:
         return np.full((font_size, width or 1, 3), _PAPER, np.uint8)
     font = _font(font_size)
@@ -83,7 +130,7 @@ def legend(
     draw = ImageDraw.Draw(picture)
     for index, name in enumerate(names):
         x, y = (index // rows) * column_width + 4, (index % rows) * row + 4
-        draw.rectangle((x, y, x + font_size, y + font_size), fill=color_of(name), outline=_INK)
+        draw.rectangle((x, y, x + font_size, y + font_size), fill=colors[index], outline=_INK)
         draw.text((x + font_size + 6, y + font_size / 2), name, fill=_INK, font=font, anchor="lm")
     return np.asarray(picture)
 
@@ -119,12 +166,33 @@ def tile(
     return np.asarray(sheet)
 
 
+def captioned(picture: NDArray[np.uint8], text: str, *, font_size: int = 14) -> NDArray[np.uint8]:
+    """The picture with a line of text below it, broken where it is wider than the picture."""
+    font, width = _font(font_size), max(picture.shape[1], 160)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines[-1:] = [longer] if font.getlength(longer) <= width - 8 or not lines[-1] else [lines[-1], word]
+    row = font_size + 5
+    sheet = Image.new("RGB", (width, picture.shape[0] + row * len(lines) + 4), "white")
+    sheet.paste(Image.fromarray(picture), (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for index, line in enumerate(lines):
+        draw.text((4, picture.shape[0] + 2 + index * row), line, fill=_WARNING, font=font)
+    return np.asarray(sheet)
+
+
+def png_bytes(array: NDArray[np.uint8]) -> bytes:
+    """The picture as a PNG file's content."""
+    data = io.BytesIO()
+    Image.fromarray(array).save(data, format="PNG")
+    return data.getvalue()
+
+
 def save_png(array: NDArray[np.uint8], path: str | os.PathLike[str]) -> Path:
     """Write the picture, whole or not at all; makes the folder. Returns the path."""
     path = Path(path)
-    data = io.BytesIO()
-    Image.fromarray(array).save(data, format="PNG")
-    write_atomic(path, data.getvalue())
+    write_atomic(path, png_bytes(array))
     return path
 
 

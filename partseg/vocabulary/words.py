@@ -43,6 +43,12 @@ def as_vocabulary(words: VocabularyLike) -> Vocabulary:
     return vocabulary
 
 
+@lru_cache(maxsize=8)
+def named(words: str) -> Vocabulary:
+    """`as_vocabulary` of a shipped name or a file's path, read once in each process."""
+    return as_vocabulary(words)
+
+
 def vocabulary_of_text(text: str) -> Vocabulary:
     """As `as_vocabulary`, but text is never taken for a file name and nothing is logged: for what strangers type."""
     name = text.strip()

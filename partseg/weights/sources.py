@@ -12,7 +12,15 @@ import huggingface_hub
 import open_clip
 import safetensors.torch
 import torch
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from torch import Tensor
 
 from partseg.utils.archive import load_tensors, reason
@@ -68,7 +76,7 @@ def _locate(source: str, *, clip_name: str | None, revision: str | None) -> tupl
         raise ValueError(
             f"open_clip has no weights {source!r} for {clip_name!r}: its tags are {tags}; {source!r} exists for {other}"
         )
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and Path(source).suffix not in {".pth", ".pt", ".bin", ".safetensors"}:
+    if is_hub_name(source):
         return _from_hub(source, revision), None
     raise FileNotFoundError(
         f"no weights {source!r}: it is not a file, not a hub name (owner/repository), "
@@ -76,34 +84,70 @@ def _locate(source: str, *, clip_name: str | None, revision: str | None) -> tupl
     )
 
 
+def is_hub_name(source: str) -> bool:
+    """Could this be `owner/repository`, and is no file or folder?"""
+    file = Path(source).suffix in {".pth", ".pt", ".bin", ".safetensors"}
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not file and not Path(source).exists()
+
+
+def cached(name: str, file: str, *, revision: str | None = None) -> Path | None:
+    """A file of a hub repository if it was fetched before; nothing is asked of the network."""
+    try:
+        return Path(huggingface_hub.hf_hub_download(name, file, revision=revision, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
+def fetch(name: str, file: str, *, revision: str | None = None) -> Path | None:
+    """A file of a hub repository, from the cache or the network; None where the repository has no such file.
+
+    FileNotFoundError says what to do where the repository cannot be had.
+    """
+    if (found := cached(name, file, revision=revision)) is not None:
+        return found
+    try:
+        return Path(huggingface_hub.hf_hub_download(name, file, revision=revision))
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(_no_repository(name, revision, error)) from error
+    except EntryNotFoundError:
+        return None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise FileNotFoundError(_no_repository(name, revision, error)) from error
+
+
+def _no_repository(name: str, revision: str | None, error: Exception) -> str:
+    """Why a hub repository cannot be had, and what to do."""
+    what = f"could not get the hub repository {name!r} (revision {revision or 'main'})"
+    by_hand = "download a file yourself and give its path"
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{what}: it is gated. Ask for access on https://huggingface.co/{name}, then `hf auth login`; or {by_hand}"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{what}: there is none of this name, or it is private (`hf auth login`). Check the name, or {by_hand}"
+    if isinstance(error, RevisionNotFoundError | HFValidationError):
+        return f"{what}: {_first_line(error)}. Check the name and the revision, or {by_hand}"
+    folder = f"weights/{name.split('/')[1]}"
+    return (
+        f"{what}: the hub cannot be reached ({type(error).__name__}: {_first_line(error)}). Where there is a network, "
+        f"run `hf download {name} --local-dir {folder}`, copy that folder here, and give its path: "
+        f"{folder}/{HUB_FILES[0]} (or {', '.join(HUB_FILES[1:])})"
+    )
+
+
 def _from_hub(name: str, revision: str | None) -> Path:
-    """The weights file of a hub repository, from the cache if it is there and the network is not."""
-    failure: Exception | None = None
-    for file in HUB_FILES:
-        try:
-            path = huggingface_hub.hf_hub_download(name, file, revision=revision)
-        except EntryNotFoundError as error:  # also raised offline, for a file that is not in the cache
-            failure = error
-        except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-            failure = error
-            break
-        else:
-            _fetch_configs(name, revision)
-            return Path(path)
+    """The weights file of a hub repository; what is in the cache is taken without asking, network or not."""
+    for get in (cached, fetch):
+        for file in HUB_FILES:
+            path = get(name, file, revision=revision)
+            if path is not None:
+                for config in _HUB_CONFIGS:  # beside the weights, if there is one: it names the activation
+                    get(name, config, revision=revision)
+                return path
     raise FileNotFoundError(
-        f"could not get weights from the hub repository {name!r} (revision {revision or 'main'}): "
-        f"{type(failure).__name__}: {_first_line(failure)}. Check the name, the revision and the network, "
-        f"or download one of {list(HUB_FILES)} yourself and give its path"
-    ) from failure
-
-
-def _fetch_configs(name: str, revision: str | None) -> None:
-    """Put the config beside the weights if the repository has one: it names the activation."""
-    for file in _HUB_CONFIGS:
-        try:
-            huggingface_hub.hf_hub_download(name, file, revision=revision)
-        except (EntryNotFoundError, HfHubHTTPError, OSError):
-            continue
+        f"the hub repository {name!r} (revision {revision or 'main'}) has none of {list(HUB_FILES)}: "
+        "download its weights and give their path"
+    )
 
 
 def _read(path: Path) -> tuple[Mapping[str, object], bool]:

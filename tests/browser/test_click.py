@@ -14,7 +14,7 @@ from partseg.vocabulary.words import vocabulary_of_text
 
 pytestmark = pytest.mark.browser
 
-TOOL = Path(__file__).parents[2] / "tools" / "demo.py"
+TOOL = Path(__file__).parents[2] / "partseg" / "commands" / "demo.py"
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_picked_photo_and_object_drawn_by_hand(page, tmp_path, screenshots):
     page.click("#picks button.thumbnail-item, #picks .thumbnail-lg, #picks button")
     page.wait_for_selector(".partseg-marker[data-ready]")
     page.fill("#words textarea", WORDS)
-    page.click("#protocol label:has-text('I say which object')")
+    page.click("#protocol label:has-text('I know the object')")
     page.wait_for_selector(".partseg-marker.active")
     page.wait_for_selector("#object")
     canvas = page.query_selector(".partseg-marker canvas")

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def load_tool(name: str):
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
+    command = ROOT / "partseg" / "commands" / f"{name}.py"
+    path = command if command.is_file() else ROOT / "tools" / command.name
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

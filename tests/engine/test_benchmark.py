@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from partseg.engine.benchmark.inputs import random_batch, random_sample
-from partseg.engine.benchmark.measure import Case, training_step, vocabulary_of
+from partseg.engine.benchmark.measure import Case, model_size, training_step, vocabulary_of
 from partseg.engine.benchmark.memory import saved_bytes
 from partseg.engine.benchmark.report import compare, lines
 from partseg.engine.benchmark.timing import interleave
@@ -114,3 +114,9 @@ def test_comparison_shows_ratios_and_what_is_missing(tmp_path):
     assert "0.250" in text and "only in the file before: train, batch 1: saved_for_backward (GiB)" in text
     result = {"params_m": 1.0, "trainable_m": 1.0, "device": "cuda", "memory_gb": 2.0, "measurements": {}}
     assert "2.00 GB" in "\n".join(lines(result))
+
+
+def test_a_network_that_starts_apart_is_counted_without_memory():
+    """experiment=toy_part_clipseg ended in "Cannot copy out of meta tensor"."""
+    apart = compose("benchmark", ["model=part_clipseg_tiny", "model.backbone.spread_text=true"])
+    assert model_size(apart) == model_size(compose("benchmark", ["model=part_clipseg_tiny"]))

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from partseg.engine import run
 from partseg.engine.checkpoint import Checkpoints, digest, load
 from partseg.engine.optim import adamw
-from partseg.engine.run import differences, write_settings
+from partseg.engine.run import banner, differences, farewell, write_settings
 from partseg.utils import distributed
 
 
@@ -149,3 +149,14 @@ def test_stages_of_the_start_are_logged_with_their_time(config):
         with run.stage("network"):
             pass
         assert "start: network, 0.0 s" in (directory / "log.txt").read_text()
+
+
+def test_a_run_says_what_it_is_and_how_it_ended(tiny, tmp_path):
+    trainer = tiny.trainer(iterations=7)
+    text = banner(trainer, tmp_path, train_set=tiny.dataset(), val_set=tiny.dataset(6), start=0)
+    assert str(tmp_path) in text and "20 training and 6 train images" in text and "5 trained object-parts" in text
+    assert "steps    7, each of 1" in text and "of TinyNet" in text
+    assert "steps    3 to 7" in banner(trainer, tmp_path, train_set=tiny.dataset(), val_set=tiny.dataset(6), start=3)
+    assert "the same command goes on" in farewell(tmp_path, iteration=3, complete=False, best={})
+    end = farewell(tmp_path, iteration=7, complete=True, best={"a/mIoU": {"value": 12.3456, "iteration": 5}})
+    assert "best: a/mIoU 12.35 at 5" in end and f"partseg eval ckpt={tmp_path}" in end

@@ -278,7 +278,7 @@ def test_out_of_memory_says_what_to_lower(tiny):
 
     trainer = tiny.trainer()
     trainer.model.forward = explode
-    with pytest.raises(RuntimeError, match=r"train.accumulation=2.*train.precision=bf16.*2 GiB"):
+    with pytest.raises(MemoryError, match=r"train.accumulation=2.*train.precision=bf16.*2 GiB"):
         trainer.train()
 
 

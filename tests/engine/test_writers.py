@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from partseg.engine.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, WandbWriter, open_writers, start_log
+from partseg.engine.writers import (
+    ConsoleWriter,
+    JsonlWriter,
+    TensorBoardWriter,
+    WandbWriter,
+    open_writers,
+    score_lines,
+    start_log,
+)
 
 TRAIN = {"train/loss": 0.5, "train/lr": 1e-4, "train/seconds_per_step": 0.5, "train/data_share": 0.02}
 
@@ -21,7 +29,7 @@ def test_console_line_is_one_line_and_in_the_log(tmp_path, capsys):
     writer.close()
     log = (tmp_path / "log.txt").read_text().splitlines()
     assert log[0].endswith("40/100  loss 0.5  lr 0.0001  data 2%  left 0:00:30")
-    assert log[1].endswith("40/100  oracle_obj/mIoU 12.35")
+    assert log[1].endswith("40/100  oracle_obj      mIoU  12.35")
     assert log[0] in capsys.readouterr().out
 
 
@@ -82,3 +90,19 @@ def test_wandb_without_login_goes_offline_with_one_line_and_keeps_its_id(tmp_pat
     log = (tmp_path / "log.txt").read_text().splitlines()
     assert len(log) == 2 and all("wandb: not logged in, writing offline" in line for line in log)
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
+
+
+def test_an_evaluation_is_one_aligned_line_per_protocol():
+    lines = score_lines(
+        {
+            "oracle_obj/mIoU": 50.0, "oracle_obj/mIoU_seen": 60.0, "oracle_obj/mIoU_unseen": 7.5,
+            "oracle_obj/pACC": 9.0,
+            "pred_all/mIoU": 5.0, "pred_all/mIoU_seen": 6.0, "pred_all/IoU/dog's head": 1.0, "instances/AP": 3.0,
+            "train/loss": 1.0,
+        }
+    )  # fmt: skip
+    assert lines == [
+        "oracle_obj      mIoU  50.00      seen  60.00    unseen   7.50",
+        "pred_all        mIoU   5.00      seen   6.00",
+        "instances         AP   3.00",
+    ]

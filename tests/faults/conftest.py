@@ -30,7 +30,9 @@ def tools() -> Callable[[str], ModuleType]:
 
     def load(name: str) -> ModuleType:
         if name not in loaded:
-            spec = importlib.util.spec_from_file_location(f"faults_{name}", ROOT / "tools" / f"{name}.py")
+            command = ROOT / "partseg" / "commands" / f"{name}.py"
+            path = command if command.is_file() else ROOT / "tools" / command.name
+            spec = importlib.util.spec_from_file_location(f"faults_{name}", path)
             loaded[name] = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(loaded[name])
         return loaded[name]

@@ -18,7 +18,7 @@ from partseg.utils.files import scratch_folder
 @pytest.fixture
 def page(root, toy_run, tmp_path):
     """The demo's actions on the tiny checkpoint; downloads go to `downloads/`."""
-    spec = importlib.util.spec_from_file_location("tool_demo", root / "tools" / "demo.py")
+    spec = importlib.util.spec_from_file_location("tool_demo", root / "partseg" / "commands" / "demo.py")
     tool = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = tool  # dataclasses look their module up by name
     spec.loader.exec_module(tool)

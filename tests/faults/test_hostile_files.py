@@ -351,7 +351,9 @@ def test_a_plugin_is_imported_when_the_user_names_it_and_not_before(checkpoint_w
 
 # Tools and other files ------------------------------------------------------------------------------------------------
 def tool(name):
-    spec = spec_from_file_location(f"hostile_{name}", ROOT / "tools" / f"{name}.py")
+    command = ROOT / "partseg" / "commands" / f"{name}.py"
+    path = command if command.is_file() else ROOT / "tools" / command.name
+    spec = spec_from_file_location(f"hostile_{name}", path)
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

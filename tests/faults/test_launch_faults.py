@@ -91,7 +91,7 @@ def test_an_error_in_a_data_worker_is_the_last_thing_seen(train_net, start, dama
 
 
 def test_a_whole_traceback_can_be_asked_for(train_net, start, settings, monkeypatch):
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setenv("PARTSEG_DEBUG", "1")
     program = start(train_net.main, [*settings, "data_root=nowhere"])
     assert program.wait() == 1 and "Traceback" in program.output and "FileNotFoundError" in program.output
 

@@ -35,6 +35,7 @@ BAD = {
     "init_from": ["''", "3"],
     "resume": ["''", "null", "true"],
     "plugins": ["null"],
+    "allow_random": ["1", "null"],
     "train.sync_batch_norm": ["1", "null"],
     "eval.objects": ["''", "true"],
     "eval.instances": ["all", "true"],
@@ -155,7 +156,8 @@ def test_every_tool_refuses_in_one_line_before_anything_starts(
 
 def test_jobs_of_a_sweep_with_places_of_their_own_are_started(train_net, start, tmp_path):
     program = start(
-        train_net.main, ["-m", "name='x_${seed}'", "seed=1,2", f"output_root={tmp_path}", "data_root=nowhere"]
+        train_net.main,
+        ["-m", "debug=smoke", "name='x_${seed}'", "seed=1,2", f"output_root={tmp_path}", "data_root=nowhere"],
     )
     assert program.wait() == 1 and "several" not in program.output
     assert {path.name for path in tmp_path.iterdir()} >= {"x_1", "x_2"}

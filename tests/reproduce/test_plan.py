@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from partseg.evaluation import results
-from partseg.reproduce.command import Collect, Reproduce, options_from, plan
-from partseg.reproduce.plan import Options, jobs
+from partseg.reproduce.command import Collect, Reproduce, options_from, plan, print_commands
+from partseg.reproduce.plan import Job, Options, jobs
 from partseg.reproduce.table import load_table
 from partseg.utils.arguments import parse
 from partseg.utils.config import compose
@@ -106,7 +106,22 @@ def test_dry_run_lines_are_slurm_commands(root, tmp_path):
     job = next(jobs(load_table(root / "scripts/tables/table3.yaml"), options(tmp_path), iterations_of={
         "clipseg_partimagenet_40": 3, "part_clipseg_partimagenet_40": 3,
     }))  # fmt: skip
-    assert job.slurm.startswith("sbatch scripts/slurm.sh tools/train_net.py experiment=clipseg_partimagenet_40")
+    line = job.slurm(1)
+    assert line.startswith("job_1=$(sbatch --parsable scripts/slurm.sh tools/train_net.py experiment=clipseg_partim")
+
+
+def test_evaluations_wait_for_their_training_and_stages_for_each_other(tmp_path, capsys):
+    training = Job("train", tmp_path / "a", ("python", "train"), 3)
+    scoring = [Job("evaluate", tmp_path / n, ("python", "eval"), training=training) for n in "bc"]
+    print_commands([training, *scoring])
+    assert [line.split(" scripts/")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "job_1=$(sbatch --parsable",
+        *(f"job_{n}=$(sbatch --parsable --dependency=afterok:$job_1" for n in (2, 3)),
+    ]
+    print_commands(scoring)  # the training is finished
+    assert "--dependency" not in capsys.readouterr().out
+    print_commands([training, *scoring], in_order=True)
+    assert "afterok:$job_2" in capsys.readouterr().out.splitlines()[2]
 
 
 def test_seeds_that_are_no_numbers_are_refused():

@@ -1,5 +1,6 @@
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -42,7 +43,15 @@ def test_csv_has_one_line_per_cell_and_says_what_is_synthetic():
     assert rows[2]["note"] == "not built yet"
 
 
-def test_latex_escapes_what_tex_reads():
-    text = latex(collected(synthetic=False))
-    assert r"$\pm$" in text
-    assert r"\begin{tabular}{lcc}" in text
+def test_latex_is_ready_for_a_paper():
+    table = collected(synthetic=False)
+    text = latex(table)
+    assert r"\begin{tabular}{lcc}" in text and r"\usepackage{booktabs, xcolor}" in text
+    assert r"PartCLIPSeg & \textbf{44.00} $\pm$ 0.50 \textcolor{gray}{43.91} & \textbf{30.00} \\" in text
+    assert r"ZSSeg+ & \textcolor{gray}{38.05} & -- \\" in text
+    rows = (*table.table.rows, Row("CAT_Seg", "c", "d", missing="not built yet"), Row("CLIPSeg", "q", "d", "e"))
+    cells = (*table.cells, (Cell(), Cell()), (Cell(43.0, 0.5, 5, None), Cell(31.5, None, 1)))
+    text = latex(replace(table, table=replace(table.table, rows=rows), cells=cells))
+    assert "CAT" not in text, "a row with neither number"
+    assert r"CLIPSeg & 43.00 $\pm$ 0.50 & \textbf{31.50} \\" in text and r" & 30.00 \\" in text
+    assert r"\textbf" not in latex(collected(synthetic=True))

@@ -218,7 +218,7 @@ def offline_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(
         huggingface_hub,
         "hf_hub_download",
-        lambda *args, **kwargs: original(*args, **kwargs, cache_dir=cache, local_files_only=True),
+        lambda *args, **kwargs: original(*args, **{**kwargs, "cache_dir": cache, "local_files_only": True}),
     )
     return cache
 

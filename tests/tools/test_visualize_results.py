@@ -5,7 +5,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from partseg.utils.config import compose
 
@@ -37,7 +39,7 @@ def test_page_holds_everything_and_asks_for_nothing(visualize, evaluated):
     for name, entry in content["protocols"].items():
         assert f'<h2 id="{name}">' in html
         assert f"<td>{entry['metrics']['mIoU']:.2f}</td>" in html
-    assert "synthetic data" in html
+    assert "Drawn pictures, not photographs" in html
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", html)
     assert "http:" not in html
     assert "https:" not in html
@@ -67,3 +69,35 @@ def test_mistakes_are_named(visualize, evaluated, tmp_path):
     shutil.rmtree(evaluated / "predictions")
     with pytest.raises(FileNotFoundError, match="save_predictions=true"):
         visualize(f"run={evaluated}")
+
+
+def test_confusion_is_shown_within_each_object(load):
+    classes = [
+        {"object": o, "part": p} for o, p in (("dog", "head"), ("dog", "tail"), ("car", "wheel"), ("cat", "ear"))
+    ]
+    # truth, prediction, pixels: dog's tail is absent, cat's ear too; id 4 is background
+    counts = [[0, 0, 50], [0, 1, 20], [0, 2, 10], [0, 4, 20], [2, 2, 5]]
+    html = load("visualize_results").confusion({"classes": classes, "confusion": counts})
+    assert html.count("<table") == 2 and "<h3>dog</h3>" in html and "<h3>cat</h3>" not in html
+    assert 'title="head as head: 50.0%"' in html and 'title="head as background: 20.0%"' in html
+    assert 'title="head as other parts: 30.0%"' in html, "another object's and absent ones of its own"
+
+
+def test_runs_are_compared_image_by_image(load, evaluated, tmp_path):
+    tool = load("compare_runs")
+    other = shutil.copytree(evaluated, tmp_path / "other")
+    for path in (other / "predictions").rglob("*.png"):
+        Image.fromarray(np.full_like(np.asarray(Image.open(path)), 65535)).save(path)
+    out = tmp_path / "compare.html"
+    options = tool.Options(f"{evaluated},{other}", images=2, output=out)
+    assert tool.main(options) == 0
+    html = out.read_text(encoding="utf-8")
+    assert html.count('class="panel card"') == 2 and html.count('class="partseg-viewer" data-classes=') == 6
+    assert "out: mean IoU" in html and "other: mean IoU 0.0" in html and "Drawn pictures" in html
+    with pytest.raises(ValueError, match="names 1 run; give two"):
+        tool.main(tool.Options(str(evaluated)))
+    content = json.loads((other / "results.json").read_text())
+    content["dataset"]["manifest_hash"] = "x"
+    (other / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="evaluated on other images"):
+        tool.main(options)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from partseg.labels import IGNORE_LABEL
-from partseg.utils.visualize import color_of, legend, overlay, save_png, tile
+from partseg.utils.visualize import color_of, lab, legend, overlay, palette, save_png, tile
 from partseg.vocabulary.shipped import shipped
 
 GREY = np.full((8, 10, 3), 100, np.uint8)
@@ -19,18 +19,32 @@ def test_colour_depends_on_the_name_alone_and_is_pinned():
     assert all(isinstance(channel, int) and 0 <= channel <= 255 for channel in color_of("x"))
 
 
-def test_parts_of_one_object_can_be_told_apart():
-    closest = []
-    for name in ("pascal_part_116", "ade20k_part_234", "partimagenet_40"):
-        vocabulary = shipped(name)
-        for object_id in range(vocabulary.num_objects):
-            colors = np.array(
-                [color_of(vocabulary.object_parts[k]) for k in vocabulary.parts_of_object(object_id)], float
-            )
-            distance = np.linalg.norm(colors[:, None] - colors[None], axis=-1)
-            closest += distance[np.triu_indices(len(colors), 1)].tolist()
-    assert np.mean(np.array(closest) < 40) < 0.02
-    assert np.median(closest) > 120
+@pytest.mark.parametrize("name", ["pascal_part_116", "ade20k_part_234", "partimagenet_40"])
+def test_parts_of_one_object_never_look_alike(name):
+    vocabulary = shipped(name)
+    colors = palette(vocabulary.object_parts)
+    assert (
+        len(colors) == len(vocabulary)
+        and np.mean([a == color_of(n) for a, n in zip(colors, vocabulary.object_parts)]) > 0.8
+    ), "most keep the colour of their name in every vocabulary"
+    for object_id in range(vocabulary.num_objects):
+        points = np.array([lab(colors[k]) for k in vocabulary.parts_of_object(object_id)])
+        apart = np.linalg.norm(points[:, None] - points[None], axis=-1)[np.triu_indices(len(points), 1)]
+        assert not len(apart) or apart.min() >= 15
+
+
+def test_lab_is_that_of_known_colours():
+    for color, expected in (((255, 255, 255), (100, 0, 0)), ((0, 0, 0), (0, 0, 0)), ((255, 0, 0), (53.2, 80.1, 67.2))):
+        assert lab(color) == pytest.approx(expected, abs=0.1)
+
+
+def test_free_words_are_apart_and_a_legend_has_the_pictures_colours():
+    words = tuple(f"word {i}" for i in range(12))
+    points = np.array([lab(color) for color in palette(words)])
+    assert np.linalg.norm(points[:, None] - points[None], axis=-1)[np.triu_indices(12, 1)].min() >= 15
+    assert len(palette(tuple(map(str, range(1000))))) == 1000
+    picture = legend(["b"], colors=[(1, 2, 3)])
+    assert (picture == (1, 2, 3)).all(-1).any()
 
 
 def test_overlay_colours_known_labels_and_leaves_the_rest():

@@ -24,6 +24,7 @@ from partseg.engine.benchmark.memory import peak_above, saved_bytes
 from partseg.engine.benchmark.steps import EvaluateImage, TrainStep
 from partseg.engine.benchmark.timing import Clock, Phases, Stopwatch, Unit, interleave, medians
 from partseg.engine.build import compile_passes
+from partseg.engine.checkpoint import without_start
 from partseg.engine.launch import device_of
 from partseg.engine.prompts import PromptSampling
 from partseg.engine.run import plain
@@ -81,7 +82,7 @@ def measure(config: DictConfig) -> dict[str, Any]:
 def model_size(config: DictConfig) -> dict[str, float]:
     """Millions of parameters, all and trained."""
     with torch.device("meta"):
-        parameters = list(instantiate(config.model).parameters())
+        parameters = list(instantiate(without_start(plain(config)["model"])).parameters())
     return {
         "params_m": round(sum(p.numel() for p in parameters) / 1e6, 3),
         "trainable_m": round(sum(p.numel() for p in parameters if p.requires_grad) / 1e6, 3),

@@ -115,7 +115,10 @@ class ClipSegBase(nn.Module):
 
 
 class ClipSeg(ClipSegBase):
-    """One prompt per object-part and a learned background vector; one mask per prompt."""
+    """One prompt per object-part and a learned background vector; one mask per prompt.
+
+    `background_logit` is a constant in the background's place: CLIPSeg as published has a threshold and no such vector.
+    """
 
     weight_layouts = LAYOUTS
     passes = ("backbone.encode_tokens", "prompt_masks")
@@ -133,6 +136,7 @@ class ClipSeg(ClipSegBase):
         decoder: DecoderShape | None = None,
         prompt_chunk: int = 64,
         decoder_checkpoint: bool = False,
+        background_logit: float | None = None,
     ) -> None:
         super().__init__(
             backbone,
@@ -143,8 +147,14 @@ class ClipSeg(ClipSegBase):
             prompt_chunk=prompt_chunk,
             decoder_checkpoint=decoder_checkpoint,
         )
+        self.background_logit = background_logit
         self.start_background()
         self.set_trainable(trainable, text_embeddings=train_text_embeddings, background=train_background)
+
+    def unused_parameters(self) -> frozenset[str]:
+        """Those of all such networks, and the background vector where a constant stands in its place."""
+        unused = super().unused_parameters()
+        return unused if self.background_logit is None else unused | {"background"}
 
     def encode_text(self, words: Words) -> ClipSegPrompts:
         """A prompt per object-part, or per phrase."""
@@ -156,8 +166,14 @@ class ClipSeg(ClipSegBase):
 
     def forward(self, batch: Batch, *, reads: frozenset[str] = frozenset()) -> Outputs:
         """Object-part logits [B, K + 1, H, W], background last; there is nothing else to read."""
-        prompts = self.encode_text(batch.vocabulary)
-        return Outputs(object_part=self.prompt_masks(batch.images, torch.cat([prompts.features, prompts.background])))
+        return Outputs(object_part=self.part_masks(batch.images, self.encode_text(batch.vocabulary)))
+
+    def part_masks(self, images: Tensor, prompts: ClipSegPrompts) -> Float[Tensor, "B K+1 H W"]:
+        """Logits of the object-parts, and of background."""
+        if self.background_logit is None:
+            return self.prompt_masks(images, torch.cat([prompts.features, prompts.background]))
+        logits = self.prompt_masks(images, prompts.features)
+        return torch.cat([logits, torch.full_like(logits[:, :1], self.background_logit)], dim=1)
 
     def predict(
         self,
@@ -171,5 +187,4 @@ class ClipSeg(ClipSegBase):
         """Scores of all object-parts and background, or a logit map per phrase."""
         if prompts.are_phrases:
             return [PhraseScores(x, size) for x, size in zip(self.prompt_masks(images, prompts.features), sizes)]
-        logits = self.prompt_masks(images, torch.cat([prompts.features, prompts.background]))
-        return [DenseScores(x, None, size) for x, size in zip(logits, sizes)]
+        return [DenseScores(x, None, size) for x, size in zip(self.part_masks(images, prompts), sizes)]

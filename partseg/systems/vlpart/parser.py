@@ -18,6 +18,7 @@ from torchvision.ops import nms
 from partseg.data import io
 from partseg.data.dataset import PartSegDataset
 from partseg.geometry import InputSpec, to_tensor
+from partseg.prediction import Segments
 from partseg.structures import INSTANCE_LEVELS, Record
 from partseg.systems.vlpart import detect
 from partseg.systems.vlpart.dino import Descriptors, Dino
@@ -88,13 +89,14 @@ class Parser:
         image, region = self._view(photo)
         size = (photo.height, photo.width)
         (found,) = self.detector.predict(image, self.names, sizes=[size], regions=[region])
+        assert isinstance(found, Segments)
         labels = {pair: i for i, pair in enumerate(vocabulary.pairs)}
         parts = []
-        for i in np.flatnonzero((found.level == 0) & (found.scores > OWN_SCORE)):  # type: ignore[union-attr]
-            pair = self.seen.pairs[found.label[i]]  # type: ignore[union-attr]
+        for i in np.flatnonzero((found.level == 0) & (found.scores > OWN_SCORE)):
+            pair = self.seen.pairs[found.label[i]]
             if pair[0] == owner and pair in labels:
-                mask = coco_mask.decode(found.rles[i]).astype(bool)  # type: ignore[union-attr]
-                parts.append(PseudoPart(labels[pair], found.boxes[i], float(found.scores[i]), mask))  # type: ignore[union-attr]
+                mask = coco_mask.decode(found.rles[i]).astype(bool)
+                parts.append(PseudoPart(labels[pair], found.boxes[i], float(found.scores[i]), mask))
         return parts
 
     def boxes(self, photo: Image.Image) -> Float[Tensor, "M 4"]:
