@@ -81,11 +81,8 @@ def test_a_column_may_read_another_averaging_rule(tmp_path):
     table, options = Table("t", "t", (column,), (row,), {}), Options(tmp_path, (1,), smoke=True)
     folder = result_directory(table, row, seed=1, protocol="pred_all", options=options)
     assert folder.parent.name.endswith("__predictor.object_first=true")
-    entry = {
-        "averaging": "present",
-        "metrics": {"mIoU_harmonic": 1.0},
-        "averages": {"iou": {"nonzero": {"harmonic": 12.5}}},
-    }
+    averages = {"iou": {"nonzero": {"harmonic": 12.5}}}
+    entry = {"averaging": "present", "metrics": {"mIoU_harmonic": 1.0}, "averages": averages}
     results.write(folder, {"protocols": {"pred_all": entry}, "synthetic": True})
     assert collect(table, options).cells[0][0].mean == 12.5
     del averages["iou"]["nonzero"]["harmonic"]
