@@ -1,38 +1,39 @@
-"""`python datasets/draw_toy.py --root data/ToyPascalPart116`: draw the synthetic set, or keep the one that is there."""
+"""Draw the synthetic set, or keep the one that is there.
+
+    python datasets/draw_toy.py root=data/ToyPascalPart116
+
+Arguments are key=value:
+    root       folder of the set (default: data/ToyPascalPart116)
+    num_train  training images
+    num_val    validation images
+    size       side of an image in pixels
+    seed       same seed, same bytes
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from partseg.utils import arguments
 from toy_world.writer import ToyOptions, is_complete, write_toy
 
 
-def main() -> int:
-    defaults = ToyOptions()
-    parser = argparse.ArgumentParser(prog="python datasets/draw_toy.py", description=__doc__)
-    parser.add_argument("--root", default="data/ToyPascalPart116", help="folder of the set (default: %(default)s)")
-    parser.add_argument("--num-train", type=int, default=defaults.num_train, help="training images (%(default)s)")
-    parser.add_argument("--num-val", type=int, default=defaults.num_val, help="validation images (%(default)s)")
-    parser.add_argument("--size", type=int, default=defaults.size, help="side of an image in pixels (%(default)s)")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="same seed, same bytes (%(default)s)")
-    args = parser.parse_args()
+@dataclass(frozen=True)
+class Options(ToyOptions):
+    root: Path = Path("data/ToyPascalPart116")
+
+
+def main(options: Options) -> int:
     console = Console(soft_wrap=True, highlight=False)
-    try:
-        options = ToyOptions(num_train=args.num_train, num_val=args.num_val, size=args.size, seed=args.seed)
-        drawn = _write(Path(args.root), options, console)
-    except (ValueError, FileExistsError) as error:
-        console.print(str(error), style="red", markup=False)
-        return 2
-    except KeyboardInterrupt:
-        console.print("interrupted; nothing was left behind")
-        return 130
+    toy = ToyOptions(options.num_train, options.num_val, options.size, options.seed)
+    drawn = _write(options.root, toy, console)
     state = "written" if drawn else "complete already, kept"
-    console.print(f"{args.root}: {options.num_train} training and {options.num_val} validation images, {state}")
+    console.print(f"{options.root}: {options.num_train} training and {options.num_val} validation images, {state}")
     return 0
 
 
@@ -46,4 +47,4 @@ def _write(root: Path, options: ToyOptions, console: Console) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(arguments.run(main, Options, __doc__))

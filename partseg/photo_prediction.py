@@ -240,7 +240,8 @@ def segment_of_mask(mask: np.ndarray, *, name: str, label: int, score: float | N
 def coco_document(predictions: Sequence[PhotoPrediction], words: Words) -> dict[str, object]:
     """A COCO file's content: ids count from 1; object-parts (with their object as group) or phrases, then objects.
 
-    Segments without a class are of category 0, "part". data/coco_style.py reads it as labels.
+    Segments without a class are of category 0, "part", and phrases are written beside the category, too.
+    data/coco_style.py reads objects and object-parts as labels.
     """
     if isinstance(words, Vocabulary):
         owners = [owner for owner, _ in words.pairs]

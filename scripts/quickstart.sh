@@ -15,7 +15,7 @@ settings=(experiment=toy_part_clipseg name=toy_part_clipseg data_root=data outpu
 step() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - started)); }
 
 step "1/5 synthetic Pascal-Part-116"
-python datasets/draw_toy.py --root "$data"
+python datasets/draw_toy.py root="$data"
 step "2/5 baselines"
 python tools/toy_baselines.py "${settings[@]}"
 step "3/5 training"
@@ -27,7 +27,7 @@ else
     python tools/eval_net.py "${settings[@]}" "ckpt=$run" save_predictions=true
 fi
 step "5/5 report"
-python tools/toy_report.py "$run" --data "$data"
+python tools/toy_report.py "$run" data="$data"
 
 cat <<END
 

@@ -52,10 +52,10 @@ data=$output/data runs=$output/runs
 mkdir -p "$output"
 
 say "1. prepare"
-python datasets/prepare_pascal_part.py --annotations "$pascal" --voc "$pascal/VOCdevkit" --clip-to-voc available \
-    --output "$data/PascalPart116"
+python datasets/prepare_pascal_part.py annotations="$pascal" voc="$pascal/VOCdevkit" clip_to_voc=available \
+    output="$data/PascalPart116"
 if [ -d "$ade" ]; then
-    python datasets/prepare_ade20k_part.py --ade20k "$ade" --output "$data/ADE20KPart234"
+    python datasets/prepare_ade20k_part.py ade20k="$ade" output="$data/ADE20KPart234"
 else
     echo "no ADE20K at $ade: its photo is left out"
 fi

@@ -35,7 +35,7 @@ declare -A systems=(
 first=(clipseg part_clipseg no_object no_part no_separation no_enhancement no_attention)
 second=(more_none more_own more_paper more_ten) # these start from the weights of no_attention
 
-python datasets/draw_toy.py --root data/ToyPascalPart116
+python datasets/draw_toy.py root=data/ToyPascalPart116
 
 one() { # one system and seed: train, then evaluate, unless the result is there
     local system=$1 seed=$2; shift 2
@@ -76,4 +76,4 @@ trap 'trap - INT TERM; kill 0' INT TERM
 all "${first[@]}" -- "$@"
 all "${second[@]}" -- "$@"
 python tools/toy_ablation.py "$out"
-python tools/toy_attention.py "$out" --data data/ToyPascalPart116
+python tools/toy_attention.py "$out" data=data/ToyPascalPart116

@@ -308,7 +308,7 @@ def test_the_contract_is_checked_with_names(world, tmp_path, load):
 @pytest.mark.parametrize(
     ("kind", "evaluator", "message"),
     [
-        ("ProposalStub", "default", "ProposalStub is told which objects there are; evaluators .*pred_all"),
+        ("ProposalStub", "default", "segments have no names, which pixel protocols score"),
         ("DenseStub", "segments", "scores instances, the system gave DenseScores"),
         ("PhraseStub", "segments", "scores instances, the system gave DenseScores"),
         ("ProposalStub", "instances", "have no names"),

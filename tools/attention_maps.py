@@ -24,7 +24,7 @@ The mean separation and enhancement of each checkpoint over the pictures are pri
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,36 +37,31 @@ from partseg.data.mapper import EvalMapper
 from partseg.engine import checkpoint as checkpoints
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.systems.part_clipseg.heatmaps import LabelledPicture, cells, heatmaps, summary
+from partseg.utils import arguments
 from partseg.utils.visualize import save_png, tile
 
-DEFAULTS = {"data_root": "data", "split": "val", "index": "0,1,2", "out": "attention.png"}
-KEYS = ("ckpt", "dataset", "image", "words", "parts", "layer", "plugins", *DEFAULTS)
+
+@dataclass(frozen=True)
+class Options:
+    ckpt: str
+    dataset: str | None = None
+    data_root: str = "data"
+    split: str = "val"
+    index: str = "0,1,2"
+    image: str | None = None
+    words: str | None = None
+    parts: str = ""
+    layer: int | None = None
+    plugins: str = ""
+    out: Path = Path("attention.png")
 
 
-def parse(arguments: Sequence[str]) -> dict[str, str]:
-    """key=value arguments; ValueError names unknown, missing and contradicting ones."""
-    values = dict(DEFAULTS)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in KEYS:
-            raise ValueError(f"argument {argument!r} is not key=value with a key of {', '.join(KEYS)}")
-        values[key] = value
-    if "ckpt" not in values:
-        raise ValueError("ckpt=<checkpoint or run directory> is required")
-    if ("dataset" in values) == ("image" in values):
-        raise ValueError("give either dataset=<name> or image=<photo>")
-    out = Path(values["out"])
-    if out.exists() and any(Path(p).exists() and out.samefile(p) for p in values.get("image", "").split(",")):
-        raise ValueError(f"out={out} is one of the photos; choose another file")
-    return values
-
-
-def pictures_of_dataset(values: dict[str, str]) -> list[LabelledPicture]:
+def pictures_of_dataset(options: Options) -> list[LabelledPicture]:
     """Pictures of the data set with its own labels."""
     mapper = EvalMapper()  # labels at the photo's size, also of the training split
-    data = catalog.get(values["dataset"], split=values["split"], data_root=values["data_root"], mapper=mapper)
+    data = catalog.get(str(options.dataset), split=options.split, data_root=options.data_root, mapper=mapper)
     found = []
-    for index in map(int, values["index"].split(",")):
+    for index in map(int, _list(options.index)):
         if not 0 <= index < len(data):
             raise ValueError(f"index={index}: {data.name!r} has images 0 to {len(data) - 1}")
         sample = data[index]
@@ -76,15 +71,14 @@ def pictures_of_dataset(values: dict[str, str]) -> list[LabelledPicture]:
     return found
 
 
-def plugins(values: dict[str, str]) -> list[str]:
-    """The modules that the user lists."""
-    return [name for name in values.get("plugins", "").split(",") if name]
+def _list(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
 
 
-def pictures_of_photos(values: dict[str, str]) -> list[LabelledPicture]:
+def pictures_of_photos(options: Options) -> list[LabelledPicture]:
     """Photos with the parts that the first checkpoint finds in them."""
-    segmenter = api.load(values["ckpt"].split(",")[0], plugins=plugins(values))
-    predictions = segmenter.predict(values["image"].split(","), values.get("words"))
+    segmenter = api.load(_list(options.ckpt)[0], plugins=_list(options.plugins))
+    predictions = segmenter.predict(_list(options.image or ""), options.words)
     found = []
     for prediction in predictions if isinstance(predictions, list) else [predictions]:
         nothing = prediction.labels == len(prediction.vocabulary)
@@ -95,34 +89,28 @@ def pictures_of_photos(values: dict[str, str]) -> list[LabelledPicture]:
     return found
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Draw and print."""
-    values = parse(arguments)
-    pictures = pictures_of_dataset(values) if "dataset" in values else pictures_of_photos(values)
-    runs = values["ckpt"].split(",")
+def main(options: Options) -> int:
+    if (options.dataset is None) == (options.image is None):
+        raise ValueError("give either dataset=<name> or image=<photo>")
+    if options.out.exists() and any(Path(p).exists() and options.out.samefile(p) for p in _list(options.image or "")):
+        raise ValueError(f"out={options.out} is one of the photos; choose another file")
+    pictures = pictures_of_photos(options) if options.dataset is None else pictures_of_dataset(options)
+    runs = _list(options.ckpt)
     names = [run.rstrip("/").removesuffix("/checkpoints/latest.pt").rsplit("/", 1)[-1] for run in runs]
-    layer = int(values["layer"]) if "layer" in values else None
-    parts = [part for part in values.get("parts", "").split(",") if part]
     columns = []
     for name, run in zip(names, runs):
-        model = checkpoints.load_model(run, plugins=plugins(values))[0]
-        columns.append([heatmaps(model, picture, layer=layer) for picture in pictures])
+        model = checkpoints.load_model(run, plugins=_list(options.plugins))[0]
+        columns.append([heatmaps(model, picture, layer=options.layer) for picture in pictures])
         print(f"{name}: {summary(columns[-1])}")
     drawn = []
     for picture, row in zip(pictures, zip(*columns)):
-        drawn += cells(picture, list(zip(names, row)), parts=parts)
+        drawn += cells(picture, list(zip(names, row)), parts=_list(options.parts))
     if not drawn:
         raise ValueError("none of the pictures shows any of the parts asked for; choose others with index= or parts=")
     sheet = tile([cell for cell, _ in drawn], columns=1 + len(runs), captions=[text for _, text in drawn])
-    print(save_png(sheet, values["out"]))
+    print(save_png(sheet, options.out))
+    return 0
 
 
 if __name__ == "__main__":
-    if set(sys.argv[1:]) & {"-h", "--help"}:
-        print(__doc__)
-        sys.exit(0)
-    try:
-        main(sys.argv[1:])
-    except (KeyError, ValueError, OSError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        sys.exit(1)
+    sys.exit(arguments.run(main, Options, __doc__))

@@ -14,7 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from partseg.engine.build import evaluation_set
-from partseg.engine.checkpoint import load_model
+from partseg.engine.checkpoint import digest, load_model
 from partseg.engine.launch import device_of, launch
 from partseg.evaluation.export import ExportOptions, export
 from partseg.utils import distributed, env
@@ -33,7 +33,14 @@ def run(cfg: DictConfig) -> None:
     model, _, _ = load_model(cfg.ckpt, plugins=cfg.plugins)
     dataset = evaluation_set(cfg, model.input)  # type: ignore[arg-type]
     options = ExportOptions(**cfg.export, batch_size=cfg.eval.batch_size, num_workers=cfg.eval.num_workers)
-    count = export(model.to(device_of(cfg)), dataset, Path(cfg.output), options, predictor=instantiate(cfg.predictor))
+    count = export(
+        model.to(device_of(cfg)),
+        dataset,
+        Path(cfg.output),
+        options,
+        predictor=instantiate(cfg.predictor),
+        checkpoint=digest(cfg.ckpt),
+    )
     if distributed.is_main():
         print(f"{count} photos now, {len(dataset)} in all: {cfg.output}")
 

@@ -5,14 +5,16 @@
 Reads <folder>/<system>/seed<k>/results.json; writes <folder>/ablation.md and ablation.png (needs the plot extra).
 """
 
-import argparse
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from partseg.evaluation import results
+from partseg.utils import arguments
 from partseg.utils.files import write_atomic
 
 SYSTEMS = {
@@ -38,19 +40,19 @@ Scores = dict[str, dict[str, np.ndarray]]
 """system -> seed -> [protocols, splits] in percent"""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    try:
-        scores = read(folder)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+@dataclass(frozen=True)
+class Options:
+    folder: Path
+
+
+def main(options: Options) -> int:
+    folder, scores = options.folder, read(options.folder)
     text = markdown(scores)
     write_atomic(folder / "ablation.md", text.encode())
     figure(scores, folder / "ablation.png")
     Console(soft_wrap=True).print(text, markup=False, highlight=False)
     Console(soft_wrap=True).print(f"{folder / 'ablation.md'}, {folder / 'ablation.png'}", highlight=False)
+    return 0
 
 
 def read(folder: Path) -> Scores:
@@ -141,4 +143,4 @@ def figure(scores: Scores, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(arguments.run(main, Options, __doc__))

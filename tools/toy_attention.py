@@ -8,8 +8,8 @@ Reads <folder>/<system>/seed<k>, all systems but CLIPSeg, which has no prompts o
 <folder>/attention.md.
 """
 
-import argparse
-from dataclasses import replace
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from partseg.evaluation import results
 from partseg.labels import IGNORE_LABEL
 from partseg.losses.criterion import Criterion
 from partseg.structures import Batch, collate
+from partseg.utils import arguments
 from partseg.utils.config import compose, instantiate
 from partseg.utils.files import write_atomic
 
@@ -38,22 +39,22 @@ Values = dict[str, np.ndarray]
 """system -> [seeds, (separation, enhancement) x (seen, unseen), then oracle_obj mIoU of both]"""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--data", default="data/ToyPascalPart116", help="the synthetic set (default: %(default)s)")
-    options = parser.parse_args()
+@dataclass(frozen=True)
+class Options:
+    folder: Path
+    data: Path = Path("data/ToyPascalPart116")
+
+
+def main(options: Options) -> int:
     console = Console(soft_wrap=True, highlight=False)
-    try:
-        values = measure(options.folder, options.data, console)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    values = measure(options.folder, options.data, console)
     text = markdown(values)
     write_atomic(options.folder / "attention.md", text.encode())
     console.print(text, markup=False)
+    return 0
 
 
-def measure(folder: Path, data: str, console: Console) -> Values:
+def measure(folder: Path, data: Path, console: Console) -> Values:
     """Term values and scores of every run; FileNotFoundError where there is none."""
     runs = [
         (system.name, path.parent)
@@ -72,7 +73,7 @@ def measure(folder: Path, data: str, console: Console) -> Values:
     return {name: np.array(rows[name]) for name in sorted(rows, key=lambda name: (order.get(name, 99), name))}
 
 
-def attention_terms(run: Path, data: str) -> list[float]:
+def attention_terms(run: Path, data: Path) -> list[float]:
     """Separation on seen and unseen objects, then enhancement."""
     model, _, config = load_model(run)
     off = [f"criterion.terms.{name}.weight=0" for name in ("object_part", "object", "part")]
@@ -133,4 +134,4 @@ def markdown(values: Values) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(arguments.run(main, Options, __doc__))

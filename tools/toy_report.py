@@ -5,8 +5,9 @@
 Reads results.json and predictions/oracle_obj of the run and of its baselines; writes <run>/unseen_objects.png.
 """
 
-import argparse
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from partseg.data import catalog, io
 from partseg.data.dataset import PartSegDataset
 from partseg.evaluation import results
 from partseg.evaluation.predictions import read_prediction
+from partseg.utils import arguments
 from partseg.utils.visualize import legend, overlay, save_png, tile
 
 SPLITS = ("seen", "unseen", "harmonic")
@@ -27,15 +29,15 @@ EXAMPLES = 3
 """Pictures of each unseen object."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of the run, output/toy_part_clipseg")
-    parser.add_argument("--data", type=Path, default=Path("data/ToyPascalPart116"), help="the synthetic set")
-    args = parser.parse_args()
-    try:
-        report(args.run, args.data, Console(soft_wrap=True, highlight=False))
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+@dataclass(frozen=True)
+class Options:
+    run: Path
+    data: Path = Path("data/ToyPascalPart116")
+
+
+def main(options: Options) -> int:
+    report(options.run, options.data, Console(soft_wrap=True, highlight=False))
+    return 0
 
 
 def report(run: Path, data: Path, console: Console) -> None:
@@ -102,4 +104,4 @@ def pictures(dataset: PartSegDataset, predictions: Path) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(arguments.run(main, Options, __doc__))

@@ -87,7 +87,7 @@ class Conversion:
         }
 
     def run(self, work: Callable[[JobT], Item], jobs: Sequence[JobT], *, processes: int) -> list[Item]:
-        """Convert what is not yet done; items in order of name. RuntimeError lists the items that failed."""
+        """Convert what is not yet done; items in order of name. ValueError lists the items that failed."""
         twice = sorted(name for name, count in Counter(job.name for job in jobs).items() if count > 1)
         if twice:
             raise ValueError(f"{len(twice)} image names come twice, {twice[:5]}; image names must be unique")
@@ -108,7 +108,7 @@ class Conversion:
                 journal.flush()
         if errors:
             shown = "\n  ".join(sorted(errors)[:SHOWN_ERRORS])
-            raise RuntimeError(
+            raise ValueError(
                 f"{len(errors)} of {len(jobs)} items failed; the others are kept, and the same command goes on "
                 f"from here once these are mended:\n  {shown}"
             )

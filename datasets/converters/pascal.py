@@ -182,9 +182,9 @@ def make_jobs(
     link: bool,
 ) -> list[PascalJob]:
     """Jobs in order of name. FileNotFoundError when photos or (clip = "all") masks are missing, with examples."""
-    _require(annotations, images, "photo", "point --voc to the VOCdevkit that holds VOC2010/JPEGImages")
+    _require(annotations, images, "photo", "point voc= to the VOCdevkit that holds VOC2010/JPEGImages")
     if clip == "all":
-        remedy = "use --voc-masks with masks for all images (SBD's SegmentationClassAug), or --clip-to-voc available"
+        remedy = "use voc_masks= with masks for all images (SBD's SegmentationClassAug), or clip_to_voc=available"
         _require(annotations, masks, "VOC segmentation mask", remedy)
     return [
         PascalJob(

@@ -127,7 +127,7 @@ def _refuse_foreign(root: Path, options: ToyOptions) -> None:
     if found == _provenance_options(options):
         return
     what = "files that are not a toy set" if found is None else f"a toy set with other options, {found}"
-    raise FileExistsError(f"{root} holds {what}; give another --root or remove that folder yourself")
+    raise FileExistsError(f"{root} holds {what}; give another root= or remove that folder yourself")
 
 
 def _draw_all(folder: Path, options: ToyOptions, *, progress: Callable[[int, int], None] | None, name: str) -> None:

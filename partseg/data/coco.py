@@ -6,7 +6,7 @@ Polygons of the wild hold anything, and pycocotools ends the process on some of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,11 @@ _log = logging.getLogger(__name__)
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
-def read_coco(path: str | Path) -> dict[str, Any]:
-    """A COCO file's dict; ValueError names the entry that lacks a key or holds a value of another type."""
+def read_coco(path: str | Path, *, optional: Collection[str] = ()) -> dict[str, Any]:
+    """A COCO file's dict; ValueError names the entry that lacks a key or holds a value of another type.
+
+    Entries may also lack the `optional` keys.
+    """
     data = read_json(path)
     lacking = [key for key in ("images", "annotations") if not isinstance(data, dict) or key not in data]
     if lacking:
@@ -53,6 +56,8 @@ def read_coco(path: str | Path) -> dict[str, Any]:
             if not isinstance(entry, dict):
                 raise ValueError(f"{path}: {kind}[{number}] is {type(entry).__name__}, not an object with keys")
             for key, types in fields.items():
+                if key in optional and key not in entry:
+                    continue
                 if type(entry.get(key)) not in types:
                     raise ValueError(f"{path}: {kind}[{number}] {_fault(entry, key, types)}; fetch the file again")
     return data

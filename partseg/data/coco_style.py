@@ -7,10 +7,11 @@ part. This is also the form in which partseg writes predictions that another tra
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from partseg.data import coco, io
 from partseg.data.dataset import Mapper, PartSegDataset, build
@@ -40,8 +41,8 @@ def coco_style(
     `images` is the folder that `file_name`s are relative to and `annotations` the file, several or a glob (shards),
     each below `root`, or per split a mapping of them; "{split}" stands for the split. Annotations may name their object
     with `parent_id` (the id of another annotation), carry a `score`, of which `min_score` is asked, and `phrases`, a
-    list of wordings. Crowd, broken and empty annotations are left out and counted in `skipped`; images without any
-    stay, as unlabelled ones.
+    list of wordings, which need no category. Crowd, broken and empty annotations are left out and counted in
+    `skipped`; images of which none is left stay, as unlabelled ones.
     """
     root = Path(root).expanduser()
     labels = as_vocabulary(vocabulary).with_unseen(unseen_objects)
@@ -92,7 +93,7 @@ def _files(root: Path, names: str | Sequence[str]) -> list[Path]:
 
 
 def _records(path: Path, folder: Path, labels: Vocabulary, skipped: dict[str, int], min_score: float) -> list[Record]:
-    data = coco.read_coco(path)
+    data = coco.read_coco(path, optional=("category_id",))
     names = _category_labels(data.get("categories") or (), labels, path)
     by_image: dict[Any, list[Mapping[str, Any]]] = {image["id"]: [] for image in data["images"]}
     for annotation in data["annotations"]:
@@ -114,6 +115,7 @@ def _record(
     kept: list[tuple[Mapping[str, Any], Any]] = []
     phrases = []
     for annotation in annotations:
+        _check(annotation, path)
         if annotation.get("score", 1.0) < min_score:
             skipped["low_score"] = skipped.get("low_score", 0) + 1
             continue
@@ -130,22 +132,55 @@ def _record(
                 f"{path}: annotation {annotation.get('id')} has category_id {annotation.get('category_id')!r}, which "
                 "the file's categories lack"
             )
+    ids = {annotation.get("id") for annotation in annotations}
     places = {annotation.get("id"): i for i, (annotation, _) in enumerate(kept)}
     found = []
     for annotation, segmentation in kept:
         level, label = names[annotation["category_id"]]
-        parent = places.get(annotation["parent_id"]) if annotation.get("parent_id") is not None else None
+        parent_id = annotation.get("parent_id")
+        if parent_id is not None and parent_id not in ids:
+            raise ValueError(
+                f"{path}: annotation {annotation.get('id')} has parent_id {parent_id!r:.40}, which no annotation of "
+                "its image has"
+            )
+        parent = None if parent_id is None else places.get(parent_id)  # None, too, for one that was left out
         found.append(Annotation(level, label, segmentation, _box(annotation, path), parent, annotation.get("score")))
-    known = [names[category] for category in image.get("category_ids", ()) if category in names]
+    known = _image_labels(image, names, path)
     return Record(
         image_id=io.file_stem(image["file_name"]),
         file_name=str(folder / image["file_name"]),
         height=image.get("height"),
         width=image.get("width"),
-        annotations=tuple(found) if annotations else None,
-        image_labels=tuple(label for level, label in known if level == "object"),
+        annotations=tuple(found) or None,
+        image_labels=known,
         phrases=tuple(phrases),
     )
+
+
+def _image_labels(
+    image: Mapping[str, Any], names: Mapping[Any, tuple[InstanceLevel, int]], path: Path
+) -> tuple[int, ...]:
+    """Objects that an image's `category_ids` name; those of parts are left out."""
+    ids = image.get("category_ids", [])
+    if not isinstance(ids, list) or not all(type(each) is int and each in names for each in ids):
+        raise ValueError(
+            f"{path}: image {image['file_name']} has category_ids {ids!r:.40}, not ids of the file's categories"
+        )
+    return tuple(label for level, label in map(names.__getitem__, ids) if level == "object")
+
+
+def _check(annotation: Mapping[str, Any], path: Path) -> None:
+    """ValueError for a score or phrases of another kind than `coco_style` says."""
+    which = f"{path}: annotation {annotation.get('id')} has"
+    if not _is_number(annotation.get("score", 1.0)):
+        raise ValueError(f"{which} score {annotation['score']!r:.40}, not a number; leave it out where there is none")
+    phrases = annotation.get("phrases", [])
+    if not isinstance(phrases, list) or not all(isinstance(text, str) and text.strip() for text in phrases):
+        raise ValueError(f"{which} phrases {phrases!r:.40}, not a list of texts")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(cast("float", value))
 
 
 def _box(annotation: Mapping[str, Any], path: Path) -> tuple[float, float, float, float] | None:
@@ -153,7 +188,7 @@ def _box(annotation: Mapping[str, Any], path: Path) -> tuple[float, float, float
     if "bbox" not in annotation:
         return None
     values = annotation["bbox"]
-    numbers = isinstance(values, list) and all(isinstance(v, int | float) for v in values)
+    numbers = isinstance(values, list) and all(map(_is_number, values))
     if not numbers or len(values) != 4 or min(values[2:]) < 0:
         raise ValueError(
             f"{path}: annotation {annotation.get('id')} has bbox {values!r}, not [left, top, width, height]"
@@ -170,7 +205,7 @@ def _category_labels(
     for i, (owner, part) in enumerate(labels.pairs):
         known |= dict.fromkeys(spellings(owner, part), ("object_part", i))
     known |= {name: ("object", i) for i, name in enumerate(labels.label_objects)}
-    strange = [str(category["name"]) for category in categories if category["name"] not in known]
+    strange = [str(category.get("name")) for category in categories if category.get("name") not in known]
     if strange:
         raise ValueError(
             f"{path}: {len(strange)} categories are neither objects nor object-parts of vocabulary {labels.name!r}, "

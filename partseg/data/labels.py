@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -55,10 +56,13 @@ class LabelReader:
     def maps(self, record: Record, image: Image.Image, geometry: Geometry) -> Maps:
         """Object-part and object map of a record, in ids of the label vocabulary.
 
-        Object parts without an object map imply their owners. Nothing is known of an unlabelled record and outside the
-        photo.
+        Object parts without an object map imply their owners. Nothing is known of an unlabelled record, outside the
+        photo, and of what is no object inside a box without mask.
         """
         maps = self._maps(record, image, geometry)
+        for annotation in record.annotations or ():
+            if annotation.segmentation is None and annotation.box is not None:
+                _forget_background(maps.object, geometry.boxes(np.array([annotation.box]))[0])
         if geometry.canvas is not None:
             outside = ~geometry.inside()
             maps.object_part[outside] = IGNORE_LABEL
@@ -207,6 +211,8 @@ def instances_of_maps(object_part: np.ndarray, objects: np.ndarray, vocabulary: 
 
 def object_map(path: str, vocabulary: Vocabulary, size: tuple[int, int]) -> np.ndarray:
     """int32 object ids of a segmenter's PNG (8 or 16 bits, the data set's object ids, all ones: none)."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no object map {path}; eval.objects= needs a PNG for every image")
     ids = io.read_label(path, bits=None)
     if ids.shape != size:
         raise ValueError(f"{path} is {ids.shape} (height, width), the labels of this image are {size}")
@@ -217,6 +223,13 @@ def object_map(path: str, vocabulary: Vocabulary, size: tuple[int, int]) -> np.n
 def phrase_mask(segmentation: object, image: Image.Image, record: Record, geometry: Geometry) -> np.ndarray:
     """bool mask of a phrase after geometry."""
     return np.ascontiguousarray(_mask(segmentation, image, record, geometry))
+
+
+def _forget_background(objects: np.ndarray, box: np.ndarray) -> None:
+    left, top = np.floor(box[:2]).astype(int).clip(0)
+    right, bottom = np.ceil(box[2:]).astype(int).clip(0)
+    inside = objects[top:bottom, left:right]
+    inside[inside == BACKGROUND_LABEL] = IGNORE_LABEL
 
 
 def _instances(

@@ -167,10 +167,14 @@ class EvalHook(Hook):
     def keep_best(self, trainer: Trainer, scores: Mapping[str, float | None]) -> None:
         """Offer this iteration's checkpoint as the best one of each metric."""
         checkpoints = self.run.checkpoints
-        defined = {metric: score for metric in checkpoints.metrics if (score := scores[metric]) is not None}
+        defined: dict[str, float] = {}
         for metric in checkpoints.metrics:
-            if metric not in defined:
-                LOG.warning("best.metrics: %s is not defined on this data (no unseen classes?); no best by it", metric)
+            # where no class is unseen there is no harmonic mean, and the mean says it all
+            used = metric if scores[metric] is not None else metric.removesuffix("_harmonic")
+            if (score := scores.get(used)) is None:
+                LOG.warning("best.metrics: %s is not defined on this data; no best by it", metric)
+            else:
+                defined[metric] = score
         if not defined:
             return
         path = checkpoints.path(trainer.iteration)
@@ -200,7 +204,10 @@ class VisualizeHook(Hook):
 
     def after_step(self, trainer: Trainer) -> None:
         """Draw when due, on rank 0."""
-        if trainer.iteration % self.every or trainer.stopping or not distributed.is_main():
+        if trainer.iteration % self.every or trainer.stopping:
+            return
+        _check_weights(trainer)
+        if not distributed.is_main():
             return
         samples = [self.run.samples[i] for i in range(min(self.num_images, len(self.run.samples)))]
         rows = self.rows(evaluated_model(trainer), samples)

@@ -47,16 +47,23 @@ class ExportOptions:
 
 
 def export(
-    model: nn.Module, dataset: PartSegDataset, folder: Path, options: ExportOptions, *, predictor: Predictor
+    model: nn.Module,
+    dataset: PartSegDataset,
+    folder: Path,
+    options: ExportOptions,
+    *,
+    predictor: Predictor,
+    checkpoint: str,
 ) -> int:
     """Write the shards that are missing, this process its share; the number of photos that all processes did now.
 
-    ValueError for a folder with shards of another data set, split or size of shards. Every process must call it.
+    `checkpoint` is the sha256 of the model's file. ValueError for a folder with shards of another one, of another data
+    set, split or size of shards. Every process must call it.
     """
     shards = range(-(-len(dataset) // options.shard_size))
-    what = _description(dataset, options)
-    distributed.from_main(lambda: _claim(folder, what))
-    todo = [shard for shard in shards if not shard_path(folder, shard).is_file()]
+    what = {**_description(dataset, options), "checkpoint": checkpoint}
+    # one list for all: a process that came late would not see the shards that others have just written
+    todo = distributed.from_main(lambda: _claim(folder, what, shards))
     mine = todo[distributed.rank() :: distributed.world_size()]
     done = 0
     for shard in mine:
@@ -90,8 +97,14 @@ def _description(dataset: PartSegDataset, options: ExportOptions) -> dict[str, A
     }
 
 
-def _claim(folder: Path, what: Mapping[str, Any]) -> None:
-    """Note what the folder is for; ValueError where it is for something else."""
+def made_by(folder: Path) -> str | None:
+    """sha256 of the checkpoint that the complete export in `folder` was made by, None where there is none."""
+    path = folder / COMPLETE
+    return read_json(path).get("checkpoint") if path.is_file() else None
+
+
+def _claim(folder: Path, what: Mapping[str, Any], shards: range) -> list[int]:
+    """Note what the folder is for and list the shards that it lacks; ValueError where it is for something else."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "export.json"
     if path.is_file():
@@ -100,6 +113,7 @@ def _claim(folder: Path, what: Mapping[str, Any]) -> None:
         if other:
             raise ValueError(f"{folder} holds another export ({other}); give another output, or delete it")
     write_atomic(path, json_bytes(what, indent=1))
+    return [shard for shard in shards if not shard_path(folder, shard).is_file()]
 
 
 def _predict(

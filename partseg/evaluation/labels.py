@@ -193,6 +193,8 @@ class SegmentReader:
 
     def choose(self, choice: Choice) -> Int[Tensor, "h w"]:
         """The best part segment whose class the pixel's object may have, K where there is none."""
+        if (self.parts.label < 0).any():
+            raise ValueError("the model's segments have no names, which pixel protocols score; use evaluator=segments")
         num_objects, classes = len(choice.parts), len(self.vocabulary)
         may = torch.zeros(num_objects + 1, classes, dtype=torch.bool)
         for object_id, parts in enumerate(choice.parts):

@@ -20,17 +20,6 @@ Split = dict[str, float | None]
 """Means with the keys "all", "seen", "unseen" and "harmonic"."""
 
 
-def confusion_matrix(
-    truth: np.ndarray, labels: np.ndarray, num_classes: int, weight: np.ndarray | None = None
-) -> Int[np.ndarray, "K+1 K+1"]:
-    """Counts of (truth, label) pairs of ids 0..K; pixels whose truth is greater than K do not count."""
-    counted = truth <= num_classes
-    index = truth[counted].astype(np.int64) * (num_classes + 1) + labels[counted]
-    weights = None if weight is None else weight[counted].astype(np.float64)
-    counts = np.bincount(index, weights, minlength=(num_classes + 1) ** 2)
-    return counts.astype(np.int64).reshape(num_classes + 1, num_classes + 1)
-
-
 def iou(confusion: Int[np.ndarray, "K+1 K+1"]) -> Float[np.ndarray, " K"]:
     """TP / (TP + FP + FN) per class; NaN for classes that are neither in the truth nor predicted."""
     hit = confusion.diagonal()

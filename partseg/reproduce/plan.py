@@ -16,10 +16,11 @@ from typing import Literal
 
 from partseg.engine.checkpoint import last_iteration
 from partseg.engine.writers import evaluated
-from partseg.evaluation import results
+from partseg.evaluation import export, results
 from partseg.reproduce.table import Row, Table
 from partseg.utils.config import config_dir
 from partseg.utils.experiments import TINY, parse
+from partseg.utils.files import sha256_of
 
 PROTOCOLS = ("pred_all", "oracle_obj")
 SMOKE_DATASET = "toy_pascal_part_116"
@@ -73,6 +74,8 @@ class Job:
             return False
         if self.kind == "evaluate" and self.checkpoint is not None:
             return results.is_of(self.directory, self.checkpoint)
+        if self.kind == "export" and self.checkpoint is not None:
+            return self.checkpoint.is_file() and export.made_by(self.directory) == sha256_of(self.checkpoint)
         return (self.directory / RESULTS[self.kind]).is_file()
 
     @property

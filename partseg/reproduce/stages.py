@@ -82,13 +82,14 @@ def _stage(name: str, entry: Any, before: Mapping[str, Stage], path: Path) -> St
     needed, optional = KEYS[kind]
     missing, unknown = sorted(needed - set(entry)), sorted(set(entry) - needed - optional - {"kind"})
     if missing or unknown:
-        raise ValueError(f"{where} lacks {missing}, and has {unknown} that a {kind} stage does not take")
+        known = ", ".join(sorted(needed | optional))
+        raise ValueError(f"{where} of kind {kind} takes {known}; it lacks {missing} and has {unknown}")
     source = entry.get("of", entry.get("from"))
     overrides = tuple(map(str, entry.get("overrides", ())))
     for used in (*([] if source is None else [source]), *_mentioned(overrides)):
         _check_stage(used, before, where)
     if source is not None and before[source].kind != "train":
-        raise ValueError(f"{where}: {source!r} is an {before[source].kind} stage, which has no checkpoint")
+        raise ValueError(f"{where}: {source!r} is of kind {before[source].kind}, which has no checkpoint")
     experiment = entry.get("experiment") or before[source].experiment
     return Stage(name, kind, experiment, source, str(entry.get("checkpoint", "latest")), overrides)
 

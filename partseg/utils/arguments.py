@@ -17,6 +17,9 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it."""
+
 OptionsT = TypeVar("OptionsT")
 
 
@@ -65,6 +68,9 @@ def run(main: Callable[[OptionsT], int], options: type[OptionsT], usage: str | N
     except (ValueError, KeyError, OSError, ImportError) as error:
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)  # noqa: T201
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; what is complete was kept", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
 
 
 def _pairs(arguments: Sequence[str], types: dict[str, Any]) -> list[tuple[str, str]]:
@@ -80,6 +86,8 @@ def _pairs(arguments: Sequence[str], types: dict[str, Any]) -> list[tuple[str, s
                 value = "true" if types.get(key) is bool or not waiting else waiting.pop(0)
         elif not equals or (key not in types and Path(word).exists()):
             key, value = next(iter(types)), word
+            if get_origin(types[key]) is not tuple and key in dict(pairs):
+                raise ValueError(f"cannot place {word!r}: {key}= is given (a value with spaces needs quotes)")
         pairs.append((key, value))
     return pairs
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -110,16 +109,6 @@ def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
         dist.barrier()
-
-
-def main_only(function: Callable[P, R]) -> Callable[P, R | None]:
-    """Run the function on rank 0 only; other ranks get None. Not for functions that communicate."""
-
-    @wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R | None:
-        return function(*args, **kwargs) if is_main() else None
-
-    return wrapper
 
 
 def _wire_device() -> torch.device:

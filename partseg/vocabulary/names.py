@@ -141,11 +141,6 @@ class Vocabulary:
         """bool [K]: object-part is seen, that is, its object is."""
         return _frozen([o not in set(self.unseen_objects) for o, _ in self.pairs], np.bool_)
 
-    @cached_property
-    def seen_of_object(self) -> np.ndarray:
-        """bool [O]: object is seen."""
-        return _frozen([o not in set(self.unseen_objects) for o in self.objects], np.bool_)
-
     def parts_of_object(self, object_id: int) -> np.ndarray:
         """Object-part ids of one object, ascending."""
         return np.flatnonzero(self.object_of == object_id)
@@ -224,10 +219,6 @@ class Vocabulary:
     def with_unseen(self, unseen_objects: Sequence[str] | None) -> Vocabulary:
         """Same classes with another list of unseen objects; None changes nothing."""
         return self if unseen_objects is None else replace(self, unseen_objects=tuple(unseen_objects))
-
-    def with_prompt_names(self, prompt_names: Mapping[str, str]) -> Vocabulary:
-        """Same classes, other words in prompts (`{}` prompts with the label names as they are)."""
-        return replace(self, prompt_names=dict(prompt_names))
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
     def words(self, level: Level) -> tuple[tuple[str, str, str], ...]:

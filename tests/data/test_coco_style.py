@@ -102,6 +102,8 @@ def test_masks_become_maps_and_boxes_instances(write, dog):
     assert sample.object_part[10, 10] == DOG_HEAD and sample.object_part[20, 20] == IGNORE_LABEL
     assert sample.instances.has_mask.tolist() == [True, True, False]
     assert sample.instances.boxes[2].tolist() == [30, 2, 35.5, 10]
+    unknown = sample.object == IGNORE_LABEL  # somewhere in the box is a car
+    assert unknown[2:10, 30:36].all() and unknown.sum() == 8 * 6
 
 
 def test_what_is_left_out_is_counted(write, dog, caplog):
@@ -178,8 +180,8 @@ def test_phrases_and_their_masks(write, dog):
 
 
 def test_labels_of_images(write, dog):
-    root = write([dog(2)], images=[image(1, category_ids=[7, 2, 5])])
-    assert load(root).records[0].image_labels == (CAR,)  # a part is no object, and category 5 is not in the file
+    root = write([dog(2)], images=[image(1, category_ids=[7, 2])])
+    assert load(root).records[0].image_labels == (CAR,)  # a part is no object
     seen = load(root, split="val", unseen_objects=["dog"])
     assert seen.vocabulary.unseen_objects == ("dog",)
 
@@ -221,6 +223,13 @@ def test_annotations_count_in_the_manifest(write, dog):
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
+def test_nothing_is_known_of_images_whose_annotations_say_nothing_about_classes(write, dog):
+    phrase = {"phrases": ["the dog on the left"], "segmentation": dog(1)["segmentation"]}
+    for annotations in ([phrase], [dog(1, score=0.1)], [dog(1, iscrowd=1)]):
+        dataset = load(write(annotations), min_score=0.5)
+        assert dataset.records[0].annotations is None and dataset[0].object.unique().tolist() == [IGNORE_LABEL]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -262,11 +271,32 @@ def test_wrong_settings_are_refused(write, dog, options, message):
         ({"bbox": [1, 2, 3, -4]}, r"annotation 3 has bbox \[1, 2, 3, -4\]"),
         ({"bbox": [1, 2, 3, "4"]}, r"annotation 3 has bbox"),
         ({"bbox": None}, r"annotation 3 has bbox None"),
+        ({"bbox": [1, 2, float("nan"), 4]}, r"annotation 3 has bbox \[1, 2, nan, 4\]"),
+        ({"score": None}, r"annotation 3 has score None, not a number"),
+        ({"score": "high"}, r"annotation 3 has score 'high', not a number"),
+        ({"phrases": "the dog"}, r"annotation 3 has phrases 'the dog', not a list of texts"),
+        ({"phrases": [" "]}, r"annotation 3 has phrases \[' '\], not a list of texts"),
+        ({"parent_id": 77}, r"annotation 3 has parent_id 77, which no annotation of its image has"),
     ],
 )
 def test_wrong_annotations_are_refused(write, dog, annotation, message):
     with pytest.raises(ValueError, match=rf"annotations_val\.json: {message}"):
         load(write([dog(1, id=3) | annotation]))
+
+
+@pytest.mark.parametrize("ids", [None, 1, ["dog"], [99]])
+def test_wrong_labels_of_images_are_refused(write, dog, ids):
+    with pytest.raises(ValueError, match=r"annotations_val\.json: image a\.jpg has category_ids .*, not ids of"):
+        load(write([dog(1)], images=[image(1, category_ids=ids)]))
+
+
+def test_a_category_without_a_name_is_refused(write, dog, write_json):
+    root = write([dog(1)])
+    document = json.loads((root / "annotations_val.json").read_text())
+    del document["categories"][0]["name"]
+    write_json(root / "annotations_val.json", document)
+    with pytest.raises(ValueError, match=r"1 categories are neither objects nor object-parts.*\['None'\]"):
+        load(root)
 
 
 def test_a_file_of_another_kind_is_refused(write, dog, write_json):

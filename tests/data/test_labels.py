@@ -144,7 +144,9 @@ def test_maps_of_annotations(record):
     assert maps.object[2, 2] == robot and maps.object_part[2, 2] == LEFT
     assert maps.object[7, 7] == cat and maps.object_part[7, 7] == CAT_HEAD
     assert maps.object[9, 1] == BACKGROUND_LABEL and maps.object[0, 5] == BACKGROUND_LABEL  # a chair, and nothing
-    assert maps.object[1, 10] == BACKGROUND_LABEL and maps.object_part[0, 10] == IGNORE_LABEL  # boxes paint nothing
+    assert maps.object_part[0, 10] == IGNORE_LABEL  # boxes paint nothing
+    unknown = maps.object == IGNORE_LABEL  # but a robot is somewhere in its box
+    assert unknown[0:4, 9:12].all() and unknown.sum() == 12
 
 
 def test_outside_of_the_photo_nothing_is_known(record):
@@ -152,7 +154,7 @@ def test_outside_of_the_photo_nothing_is_known(record):
         record, PHOTO, Geometry((0, 0, WIDTH, HEIGHT), canvas=(14, 12), offset=(4, 0))
     )
     assert (maps.object[:4] == IGNORE_LABEL).all() and (maps.object_part[:4] == IGNORE_LABEL).all()
-    assert not (maps.object[4:] == IGNORE_LABEL).any()
+    assert (maps.object[4:] == IGNORE_LABEL).sum() == 12  # inside the box without a mask
 
 
 def test_instances_of_classes_are_the_maps(record):

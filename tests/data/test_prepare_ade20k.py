@@ -1,8 +1,6 @@
 """The ADE20K tool on the two real images of the full release and on a hand-made annotation."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,23 +8,20 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+import prepare_ade20k_part
 from converters import ade20k
 from converters.conversion import PROVENANCE
 from partseg.data.ade20k_part import ade20k_part_234
+from partseg.utils.arguments import parse
 from partseg.vocabulary.shipped import shipped
 
-TOOL = Path(__file__).parents[2] / "datasets" / "prepare_ade20k_part.py"
 CAR, DOOR, HANDLE, WHEEL, WINDOW, BUILDING, PERSON, HEAD = 401, 774, 1180, 3035, 3050, 312, 1831, 1206
 
 
-def run(monkeypatch: pytest.MonkeyPatch, source: Path, output: Path, *more: str) -> None:
-    """The tool's main in this process."""
-    spec = importlib.util.spec_from_file_location("prepare_ade20k_part", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    command = [str(TOOL), "--ade20k", str(source), "--output", str(output), "--processes", "1", *more]
-    monkeypatch.setattr(sys, "argv", command)
-    module.main()
+def run(source: Path, output: Path, *more: str) -> None:
+    prepare_ade20k_part.main(
+        parse(prepare_ade20k_part.Options, [f"ade20k={source}", f"output={output}", "processes=1", *more])
+    )
 
 
 def annotate(folder: Path, name: str, entries: list[tuple[int, object, int, tuple[int, int, int, int], int]]) -> Path:
@@ -69,9 +64,9 @@ def source(tmp_path: Path) -> Path:
     return root
 
 
-def test_both_real_images_convert(samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_both_real_images_convert(samples: Path, tmp_path: Path):
     output = tmp_path / "ADE20KPart234"
-    run(monkeypatch, samples / "ade20k_full" / "ADE20K_2021_17_01", output, "--link")
+    run(samples / "ade20k_full" / "ADE20K_2021_17_01", output, "link=true")
     names = shipped("ade20k_part_234")
     shown = {}
     for name in ("ADE_train_00016869", "ADE_train_00016964"):
@@ -100,9 +95,9 @@ def test_parts_of_the_two_real_images_lie_in_their_own_class_of_the_release(samp
     assert np.isin(released[ours == window], (3050, 3057)).all() and (ours == window).sum() == 12872 + 6392
 
 
-def test_ownership_of_parts(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_ownership_of_parts(source: Path, tmp_path: Path):
     output = tmp_path / "out"
-    run(monkeypatch, source.parent, output)
+    run(source.parent, output)
     names = shipped("ade20k_part_234")
     part = np.asarray(Image.open(output / "annotations_detectron2_part/training/ADE_train_00000001.png"))
 
@@ -126,10 +121,10 @@ def test_ownership_of_parts(source: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert len(ade20k_part_234(output, "val").records) == 1
 
 
-def test_second_run_writes_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    run(monkeypatch, source, tmp_path / "out")
+def test_second_run_writes_nothing(source: Path, tmp_path: Path):
+    run(source, tmp_path / "out")
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (tmp_path / "out").rglob("*.*") if p.suffix != ".json"}
-    run(monkeypatch, source, tmp_path / "out")
+    run(source, tmp_path / "out")
     assert before.keys() == {p for p in (tmp_path / "out").rglob("*.*") if p.suffix != ".json"}
     pictures = [p for p in before if p.suffix in (".png", ".jpg")]
     assert pictures and all(before[p] == (p.read_bytes(), p.stat().st_mtime_ns) for p in pictures)
@@ -151,17 +146,17 @@ def test_raw_ids_cover_the_vocabulary():
         (lambda p: p.write_text(p.read_text().replace('"ispartof": 0', '"ispartof": 99')), "ispartof chain"),
     ],
 )
-def test_bad_input_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, break_it, message: str):
+def test_bad_input_is_named(source: Path, tmp_path: Path, break_it, message: str):
     break_it(source / "images/ADE/training/urban/street/ADE_train_00000001.json")
-    with pytest.raises(RuntimeError, match=message):
-        run(monkeypatch, source, tmp_path / "out")
+    with pytest.raises(ValueError, match=message):
+        run(source, tmp_path / "out")
 
 
-def test_missing_or_wrong_folders(samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_or_wrong_folders(samples: Path, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        run(monkeypatch, tmp_path / "nowhere", tmp_path / "out")
+        run(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="directory level"):
-        run(monkeypatch, tmp_path, tmp_path / "out")
+        run(tmp_path, tmp_path / "out")
     (tmp_path / "images/ADE/training").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="2016 and 2017 releases"):
-        run(monkeypatch, tmp_path, tmp_path / "out")
+        run(tmp_path, tmp_path / "out")

@@ -1,29 +1,23 @@
 """The index of PartImageNet-40 is written beside the data, and nothing else changes."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import prepare_partimagenet
 from converters.conversion import ITEMS, PROVENANCE
 from partseg.data.partimagenet import INDEX_FILE, partimagenet_40
+from partseg.utils.arguments import parse
 
-TOOL = Path(__file__).parents[2] / "datasets" / "prepare_partimagenet.py"
 SQUARE = [[2, 2, 12, 2, 12, 12, 2, 12]]
 TIGER, IMPALA, OTHER = "n02129604", "n02422699", "n01484850"
 
 
-def run(monkeypatch: pytest.MonkeyPatch, root: Path, *more: str) -> None:
-    """The tool's main in this process."""
-    spec = importlib.util.spec_from_file_location("prepare_partimagenet", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", [str(TOOL), "--partimagenet", str(root), "--processes", "1", *more])
-    module.main()
+def run(root: Path, *more: str) -> None:
+    prepare_partimagenet.main(parse(prepare_partimagenet.Options, [f"partimagenet={root}", "processes=1", *more]))
 
 
 @pytest.fixture
@@ -53,9 +47,9 @@ def files(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
-def test_index_selects_and_touches_nothing(data: Path, monkeypatch: pytest.MonkeyPatch):
+def test_index_selects_and_touches_nothing(data: Path):
     before, without = files(data), partimagenet_40(data, "val").manifest_hash
-    run(monkeypatch, data)
+    run(data)
     after = files(data)
     assert set(after) - set(before) == {INDEX_FILE, PROVENANCE, ITEMS}
     assert {name: after[name] for name in before} == before
@@ -69,27 +63,27 @@ def test_index_selects_and_touches_nothing(data: Path, monkeypatch: pytest.Monke
     assert provenance["annotations_left_out_when_loading"]["val"]["image_without_annotations"] == 1
     assert partimagenet_40(data, "val").manifest_hash == without
     assert [r.image_id for r in partimagenet_40(data, "train").records] == [f"{TIGER}_1"]
-    run(monkeypatch, data)
+    run(data)
     assert files(data) == after
 
 
-def test_bad_input_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_bad_input_is_named(data: Path, tmp_path: Path):
     photo = data / f"images/val/{TIGER}_1.JPEG"
     whole = photo.read_bytes()
     photo.write_bytes(whole[:-100])
-    with pytest.raises(RuntimeError, match=f"1 of 6 items failed(.|\n)*{TIGER}_1.JPEG"):
-        run(monkeypatch, data)
+    with pytest.raises(ValueError, match=f"1 of 6 items failed(.|\n)*{TIGER}_1.JPEG"):
+        run(data)
     Image.new("RGB", (9, 9)).save(photo)
-    with pytest.raises(RuntimeError, match="rows x columns"):
-        run(monkeypatch, data)
+    with pytest.raises(ValueError, match="rows x columns"):
+        run(data)
     photo.unlink()
     with pytest.raises(FileNotFoundError, match=f"{TIGER}_1"):
-        run(monkeypatch, data)
+        run(data)
     assert not (data / INDEX_FILE).exists()
     photo.write_bytes(whole)
     (data / INDEX_FILE).write_text('{"train": [], "val": ["mine"]}')
     with pytest.raises(FileExistsError, match=INDEX_FILE):
-        run(monkeypatch, data)
+        run(data)
     assert "mine" in (data / INDEX_FILE).read_text()
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        run(monkeypatch, tmp_path / "nowhere")
+        run(tmp_path / "nowhere")

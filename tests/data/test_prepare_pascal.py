@@ -1,6 +1,5 @@
 """The Pascal-Part tool on real .mat files and on a small synthetic copy of the same layout."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -14,22 +13,19 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+import prepare_pascal_part
 from converters import pascal
 from converters.conversion import ITEMS, PROVENANCE
 from partseg.data.pascal_part import pascal_part_116
+from partseg.utils.arguments import parse
 from partseg.vocabulary.shipped import shipped
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "datasets" / "prepare_pascal_part.py"
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    """The tool's main in this process."""
-    spec = importlib.util.spec_from_file_location("prepare_pascal_part", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments), "--processes", "1"])
-    module.main()
+def run(*arguments: object) -> None:
+    prepare_pascal_part.main(parse(prepare_pascal_part.Options, [*map(str, arguments), "processes=1"]))
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -96,7 +92,7 @@ def add_image(root: Path, name: str, *, seed: int) -> None:
 
 
 def arguments(source: Path, output: Path) -> list[object]:
-    return ["--annotations", source / "Annotations_Part", "--voc", source / "VOCdevkit", "--output", output]
+    return [f"annotations={source / 'Annotations_Part'}", f"voc={source / 'VOCdevkit'}", f"output={output}"]
 
 
 def test_names_cover_the_original_193_and_all_116():
@@ -122,11 +118,9 @@ def test_benchmark_val_list_is_inside_the_default_rule(samples: Path):
     assert set(benchmark) <= candidates
 
 
-def test_real_files_convert_and_agree_with_the_official_labels(
-    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_real_files_convert_and_agree_with_the_official_labels(samples: Path, tmp_path: Path):
     output, original = tmp_path / "PascalPart116", samples / "ov_parts/derived/PascalPart116"
-    run(monkeypatch, *arguments(samples / "pascal_part", output), "--clip-to-voc")
+    run(*arguments(samples / "pascal_part", output), "clip_to_voc=all")
     provenance = json.loads((output / PROVENANCE).read_text())
     assert provenance["images"] == {"train": 13, "val": 2}  # the chairs and table of 2010_001199 have no part
     assert provenance["left_out"] == {"no part label": 1}
@@ -140,16 +134,16 @@ def test_real_files_convert_and_agree_with_the_official_labels(
     assert len(dataset) == 2 and dataset[1].object_part.shape == (375, 500)
 
 
-def test_all_real_annotations_convert_without_voc_masks(samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    run(monkeypatch, *arguments(samples / "pascal_part", tmp_path / "out"), "--link")
+def test_all_real_annotations_convert_without_voc_masks(samples: Path, tmp_path: Path):
+    run(*arguments(samples / "pascal_part", tmp_path / "out"), "link=true")
     assert len(list((tmp_path / "out/images").rglob("*.jpg"))) == 15
     photo = tmp_path / "out/images/val/2008_000009.jpg"
     assert photo.is_symlink() and photo.resolve().is_file()
 
 
-def test_layout_and_counts(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_layout_and_counts(source: Path, tmp_path: Path):
     output = tmp_path / "out part"
-    run(monkeypatch, *arguments(source, output), "--clip-to-voc")
+    run(*arguments(source, output), "clip_to_voc=all")
     names = shipped("pascal_part_116")
     part = np.asarray(Image.open(output / "annotations_detectron2_part/val/2008_000002.png"))
     obj = np.asarray(Image.open(output / "annotations_detectron2_obj/val/2008_000002.png"))
@@ -175,49 +169,45 @@ def test_without_masks_a_later_instance_lies_on_top():
     assert names.object_parts[part[7, 7]] == "cow's torso"
 
 
-def test_rerun_changes_nothing_and_other_options_are_refused(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_rerun_changes_nothing_and_other_options_are_refused(source: Path, tmp_path: Path):
     output = tmp_path / "out"
     before_source = tree(source)
-    run(monkeypatch, *arguments(source, output))
+    run(*arguments(source, output))
     before = tree(output)
     times = {p: p.stat().st_mtime_ns for p in output.rglob("*.png")}
-    run(monkeypatch, *arguments(source, output))
+    run(*arguments(source, output))
     assert tree(output) == before and tree(source) == before_source
     assert times == {p: p.stat().st_mtime_ns for p in output.rglob("*.png")}
     with pytest.raises(ValueError, match="clip_to_voc.*choose another output folder"):
-        run(monkeypatch, *arguments(source, output), "--clip-to-voc")
+        run(*arguments(source, output), "clip_to_voc=all")
     assert tree(output) == before
 
 
-def test_source_that_grew_extends_the_result(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    run(monkeypatch, *arguments(source, tmp_path / "out"))
+def test_source_that_grew_extends_the_result(source: Path, tmp_path: Path):
+    run(*arguments(source, tmp_path / "out"))
     add_image(source, "2008_000009", seed=9)
-    run(monkeypatch, *arguments(source, tmp_path / "out"))
-    run(monkeypatch, *arguments(source, tmp_path / "fresh"))
+    run(*arguments(source, tmp_path / "out"))
+    run(*arguments(source, tmp_path / "fresh"))
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
-def test_user_files_are_never_replaced(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_user_files_are_never_replaced(source: Path, tmp_path: Path):
     theirs = tmp_path / "out/annotations_detectron2_part/train/2008_000001.png"
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(b"mine")
-    with pytest.raises(RuntimeError, match=r"1 of 4 items failed(.|\n)*2008_000001.png exists already"):
-        run(monkeypatch, *arguments(source, tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"1 of 4 items failed(.|\n)*2008_000001.png exists already"):
+        run(*arguments(source, tmp_path / "out"))
     assert theirs.read_bytes() == b"mine"
     theirs.unlink()
-    run(monkeypatch, *arguments(source, tmp_path / "out"))
+    run(*arguments(source, tmp_path / "out"))
     theirs.write_bytes(b"edited later")
     with pytest.raises(FileExistsError, match="2008_000001.png was changed after it was written"):
-        run(monkeypatch, *arguments(source, tmp_path / "out"))
+        run(*arguments(source, tmp_path / "out"))
     assert theirs.read_bytes() == b"edited later"
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_killed_run_goes_on_to_the_same_bytes(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
-):
+def test_killed_run_goes_on_to_the_same_bytes(source: Path, tmp_path: Path, processes: int):
     for number in range(10, 100):
         name = f"2009_{number:06d}"
         for folder, suffix in (
@@ -231,9 +221,8 @@ def test_killed_run_goes_on_to_the_same_bytes(
         sys.executable,
         str(TOOL),
         *map(str, arguments(source, output)),
-        "--clip-to-voc",
-        "--processes",
-        str(processes),
+        "clip_to_voc=all",
+        f"processes={processes}",
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal, deadline = output / ITEMS, time.monotonic() + 60
@@ -250,45 +239,45 @@ def test_killed_run_goes_on_to_the_same_bytes(
     left.write_bytes(b"half")
     with journal.open("a") as file:
         file.write('{"name": "2009_000095", "spl')
-    run(monkeypatch, *arguments(source, output), "--clip-to-voc")
-    run(monkeypatch, *arguments(source, tmp_path / "uninterrupted"), "--clip-to-voc")
+    run(*arguments(source, output), "clip_to_voc=all")
+    run(*arguments(source, tmp_path / "uninterrupted"), "clip_to_voc=all")
     assert tree(output) == tree(tmp_path / "uninterrupted")
 
 
-def test_unknown_part_name_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_unknown_part_name_is_named(source: Path, tmp_path: Path):
     mask = rectangle(5, 5, 20, 20)
     write_mat(source / "Annotations_Part/2008_000003.mat", [("cow", mask, [("wing", mask)])])
-    with pytest.raises(RuntimeError, match="2008_000003.mat: part 'wing' of 'cow'"):
-        run(monkeypatch, *arguments(source, tmp_path / "out"))
+    with pytest.raises(ValueError, match="2008_000003.mat: part 'wing' of 'cow'"):
+        run(*arguments(source, tmp_path / "out"))
     write_mat(source / "Annotations_Part/2008_000003.mat", [("zebra", mask, [("head", mask)])])
-    with pytest.raises(RuntimeError, match="object 'zebra' is none of the 20 VOC classes"):
-        run(monkeypatch, *arguments(source, tmp_path / "out"))
+    with pytest.raises(ValueError, match="object 'zebra' is none of the 20 VOC classes"):
+        run(*arguments(source, tmp_path / "out"))
 
 
-def test_damaged_sources_are_all_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_damaged_sources_are_all_named(source: Path, tmp_path: Path):
     for path in (source / "Annotations_Part/2008_000001.mat", source / "VOCdevkit/VOC2010/JPEGImages/2008_000002.jpg"):
         path.write_bytes(path.read_bytes()[:-150])
     Image.new("RGB", (50, 50)).save(source / "VOCdevkit/VOC2010/JPEGImages/2008_000003.jpg")
-    with pytest.raises(RuntimeError) as error:
-        run(monkeypatch, *arguments(source, tmp_path / "out"))
+    with pytest.raises(ValueError) as error:
+        run(*arguments(source, tmp_path / "out"))
     message = str(error.value)
     assert "3 of 4 items failed" in message and "2008_000001.mat as a Pascal-Part annotation" in message
     assert "2008_000002.jpg" in message and "is 40x60 (rows x columns) but its photo" in message
 
 
-def test_missing_sources(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_sources(source: Path, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
-        run(monkeypatch, "--annotations", tmp_path / "nowhere", "--voc", source, "--output", tmp_path / "out")
+        run(f"annotations={tmp_path / 'nowhere'}", f"voc={source}", f"output={tmp_path / 'out'}")
     with pytest.raises(FileNotFoundError, match="one directory level off"):
-        run(monkeypatch, "--annotations", source / "VOCdevkit", "--voc", source, "--output", tmp_path / "out")
+        run(f"annotations={source / 'VOCdevkit'}", f"voc={source}", f"output={tmp_path / 'out'}")
     (source / "VOCdevkit/VOC2012/SegmentationClass/2008_000004.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no VOC segmentation mask: \['2008_000004'\]; use --voc-masks"):
-        run(monkeypatch, *arguments(source, tmp_path / "out"), "--clip-to-voc")
-    run(monkeypatch, *arguments(source, tmp_path / "out"), "--clip-to-voc", "available")
+    with pytest.raises(FileNotFoundError, match=r"no VOC segmentation mask: \['2008_000004'\]; use voc_masks"):
+        run(*arguments(source, tmp_path / "out"), "clip_to_voc=all")
+    run(*arguments(source, tmp_path / "out"), "clip_to_voc=available")
     assert json.loads((tmp_path / "out" / PROVENANCE).read_text())["clipped_to_voc"] == 3
     (source / "VOCdevkit/VOC2010/JPEGImages/2008_000004.jpg").unlink()
     with pytest.raises(FileNotFoundError, match="no photo"):
-        run(monkeypatch, *arguments(source, tmp_path / "out2"))
+        run(*arguments(source, tmp_path / "out2"))
     (source / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").unlink()
     with pytest.raises(FileNotFoundError, match="val.txt"):
-        run(monkeypatch, *arguments(source, tmp_path / "out3"))
+        run(*arguments(source, tmp_path / "out3"))

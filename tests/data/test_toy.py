@@ -181,7 +181,7 @@ def test_other_options_and_foreign_folders_are_left_alone(tmp_path):
     root = tmp_path / "toy"
     write_toy(root, ToyOptions(num_train=1, num_val=1, size=32))
     before = contents(root)
-    with pytest.raises(FileExistsError, match="other options.*another --root"):
+    with pytest.raises(FileExistsError, match="other options.*another root="):
         write_toy(root, ToyOptions(num_train=1, num_val=1, size=32, seed=5))
     assert contents(root) == before
     foreign = tmp_path / "mine"
@@ -209,9 +209,9 @@ def test_options_say_what_is_allowed(bad):
 
 
 def test_command_line(tmp_path):
-    command = [sys.executable, str(DRAW), "--root", str(tmp_path / "toy"), "--num-train", "2"]
-    command += ["--num-val", "1", "--size", "32"]
+    command = [sys.executable, str(DRAW), f"root={tmp_path / 'toy'}", "num_train=2"]
+    command += ["num_val=1", "size=32"]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "2 training and 1 validation images, written" in first.stdout
-    refused = subprocess.run([*command, "--seed", "3"], capture_output=True, text=True, check=False)
-    assert refused.returncode == 2 and "give another --root" in refused.stdout
+    refused = subprocess.run([*command, "seed=3"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "give another root=" in refused.stderr

@@ -85,6 +85,14 @@ def test_a_metric_that_is_not_defined_is_said_and_keeps_no_best(tmp_path, tiny, 
     assert run.checkpoints.best() == {}
 
 
+def test_without_unseen_classes_the_best_follows_the_mean(tmp_path, tiny, run_of):
+    scores = iter([{"toy/mIoU": value, "toy/mIoU_harmonic": None} for value in (1.0, 3.0, 2.0)])
+    run = run_of(tmp_path, evaluate=lambda model: next(scores))
+    run.checkpoints.metrics = ["toy/mIoU_harmonic"]
+    tiny.trainer(iterations=3, hooks=[EvalHook(run, every=1)]).train()
+    assert run.checkpoints.best()["toy/mIoU_harmonic"]["iteration"] == 2
+
+
 def test_averaged_weights_are_the_ones_evaluated(tmp_path, tiny, run_of):
     seen = []
     model = tiny.TinyNet()

@@ -227,6 +227,12 @@ def test_the_best_segment_that_may_lie_on_top(vocabulary, sample, segments):
     assert free.tolist() == [[0, 0, 3, 3, 3, 3]]  # nothing is known of objects: the best of all
 
 
+def test_segments_without_names_are_no_labels(vocabulary, sample, segments):
+    nameless = replace(segments, label=torch.full_like(torch.as_tensor(segments.label), -1))
+    with pytest.raises(ValueError, match="segments have no names, which pixel protocols score; use evaluator=segments"):
+        run_one(OracleObj(), nameless, sample([[0] * 6], [[2, 2, 2, 1, -1, None]]), vocabulary)
+
+
 def test_masks_per_phrase_are_no_labels(vocabulary, sample):
     phrases = PhraseScores(torch.zeros(1, 1, 2), (1, 2))
     with pytest.raises(TypeError, match="'image': a PhraseScores holds no labels of a vocabulary"):

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -11,14 +12,15 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+import draw_toy
 from converters import ade20k, partimagenet
-from converters.cli import run_main
 from partseg.data import catalog, coco, io
 from partseg.data.images import read_photo
 from partseg.data.mapper import EvalMapper, TrainMapper
 from partseg.evaluation import results
 from partseg.geometry import InputSpec
 from partseg.structures import Record
+from partseg.utils import arguments
 from partseg.vocabulary.names import Vocabulary
 
 HEIGHT, WIDTH = 20, 30
@@ -229,11 +231,11 @@ def test_ade20k_preparation_names_file_entry_and_key(tmp_path, key, value):
         ade20k.read_annotation(path)
 
 
-def test_preparation_that_cannot_read_or_write_is_one_line(tmp_path, capsys):
+def test_preparation_that_cannot_read_or_write_is_one_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit) as ended:
-        run_main(lambda: (tmp_path / "file" / "below").write_text("x"))
-    assert ended.value.code == 1 and "error: [Errno 20] Not a directory" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["draw_toy.py", f"root={tmp_path}/file/below"])
+    assert arguments.run(lambda options: options.root.write_text("x"), draw_toy.Options, "") == 2
+    assert "error: [Errno 20] Not a directory" in capsys.readouterr().err
 
 
 def test_json_of_other_shapes_is_one_line(tmp_path):

@@ -1,6 +1,5 @@
 """Prediction and the files around it: no input is lost, no result replaces another, and mistakes cost one line."""
 
-import importlib.util
 import json
 import os
 import sys
@@ -19,18 +18,10 @@ from partseg.structures import Sample
 WORDS = "vocabulary={dog: [head, tail], car: wheel}"
 
 
-def load_tool(root, name):
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", root / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def predict(root, toy_run):
+def predict(load, toy_run):
     """Function: key=value arguments -> exit code of tools/predict.py on the tiny checkpoint."""
-    tool = load_tool(root, "predict")
+    tool = load("predict")
     always = [f"ckpt={toy_run}", "device=cpu", WORDS]
     return lambda *arguments: tool.main(tool.arguments.parse(tool.Options, [*always, *arguments]))
 
@@ -172,8 +163,8 @@ def test_file_names_that_are_no_unicode_or_hold_anything(predict, photo, tmp_pat
     assert len(list(out.glob("*_labels.png"))) == len(names)
 
 
-def test_names_that_the_terminal_lacks_end_no_job(root, toy_run, photo, monkeypatch, tmp_path):
-    tool = load_tool(root, "predict")
+def test_names_that_the_terminal_lacks_end_no_job(load, toy_run, photo, monkeypatch, tmp_path):
+    tool = load("predict")
     photo("photos/\N{DOG FACE}.png").write_text("no picture")
     arguments = [f"ckpt={toy_run}", f"input={tmp_path / 'photos'}", f"output={tmp_path / 'out'}", "device=cpu"]
     with (tmp_path / "terminal").open("w", encoding="ascii") as terminal:
@@ -216,10 +207,11 @@ def test_saving_a_prediction_never_replaces_its_photo(toy_run, photo, tmp_path):
     assert all(file.is_file() for file in prediction.save(tmp_path, stem="y"))
 
 
-def test_attention_maps_do_not_replace_the_photo(root, photo):
+def test_attention_maps_do_not_replace_the_photo(load, photo):
     path = photo("x.png")
+    tool = load("attention_maps")
     with pytest.raises(ValueError, match="is one of the photos; choose another file"):
-        load_tool(root, "attention_maps").parse(["ckpt=run", f"image=y.png,{path}", f"out={path}"])
+        tool.main(tool.arguments.parse(tool.Options, ["ckpt=run", f"image=y.png,{path}", f"out={path}"]))
 
 
 def test_masks_of_every_kind_say_the_same(tmp_path):

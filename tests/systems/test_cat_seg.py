@@ -219,6 +219,16 @@ def test_only_the_best_classes_of_more_than_there_is_room_for():
         assert scored.sum() == 3 and scored[-1], "background is always among them"
 
 
+@torch.inference_mode()
+def test_bf16_is_fp32_up_to_its_own_rounding():
+    model = tiny("cat_seg_cvpr24", "model.class_chunk=2").eval()
+    images = torch.rand(2, 3, 128, 128)
+    full = model.logits(images, model.encode_text(WORDS).text)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.logits(images, model.encode_text(WORDS).text)
+    assert (half.float() - full).abs().max() < 0.1 * full.abs().max()
+
+
 def test_windows_average_to_the_whole_where_scores_are_flat():
     options = Inference(windows=True, canvas=20, window=12, stride=8)
     image = torch.rand(1, 3, 31, 17)

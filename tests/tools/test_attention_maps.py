@@ -1,6 +1,5 @@
 """The attention tool as a user runs it: two checkpoints side by side on data and on a photo."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 
 from partseg.engine.checkpoint import Checkpoints
 from partseg.engine.run import plain
+from partseg.utils.arguments import parse
 from partseg.utils.config import compose, instantiate
 from partseg.vocabulary.names import Vocabulary
 from toy_world.writer import ToyOptions, write_toy
@@ -20,12 +20,9 @@ from toy_world.writer import ToyOptions, write_toy
 TOOL = Path(__file__).parents[2] / "tools" / "attention_maps.py"
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("attention_maps", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def tool(load) -> ModuleType:
+    return load("attention_maps")
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +58,14 @@ def test_two_checkpoints_on_a_data_set(folder):
 def test_labels_are_those_of_the_whole_photo(tool, folder, split):
     """... in training too, where samples are cut and flipped otherwise."""
     arguments = ["ckpt=a", "dataset=toy_pascal_part_116", f"data_root={folder}/data", f"split={split}", "index=0"]
-    (shown,) = tool.pictures_of_dataset(tool.parse(arguments))
+    (shown,) = tool.pictures_of_dataset(parse(tool.Options, arguments))
     assert shown.picture.size == (64, 64) and shown.object_part.shape == shown.object.shape == (64, 64)
 
 
 def test_photos_take_the_parts_that_the_first_checkpoint_finds(tool, folder, capsys):
     photo = next((folder / "data").rglob("images/val/*.jpg"))
     out = folder / "photo.png"
-    tool.main([f"ckpt={folder}/before", f"image={photo}", "words=dog: head, tail", f"out={out}"])
+    tool.main(parse(tool.Options, [f"ckpt={folder}/before", f"image={photo}", "words=dog: head, tail", f"out={out}"]))
     assert capsys.readouterr().out.splitlines()[-1] == str(out)
     with Image.open(out) as sheet:
         assert sheet.width < 3 * 240
@@ -80,17 +77,17 @@ def test_photos_take_the_parts_that_the_first_checkpoint_finds(tool, folder, cap
         ([], "ckpt="),
         (["ckpt=a"], "dataset=<name> or image=<photo>"),
         (["ckpt=a", "dataset=b", "image=c"], "dataset=<name> or image=<photo>"),
-        (["ckpt=a", "datset=b"], "datset=b"),
+        (["ckpt=a", "datset=b"], "datset"),
     ],
 )
 def test_wrong_arguments_are_named(tool, arguments, message):
     with pytest.raises(ValueError, match=message):
-        tool.parse(arguments)
+        tool.main(parse(tool.Options, arguments))
 
 
 def test_images_and_parts_that_are_not_there(tool, folder):
     common = [f"ckpt={folder}/before", "dataset=toy_pascal_part_116", f"data_root={folder}/data"]
     with pytest.raises(ValueError, match="has images 0 to 1"):
-        tool.main([*common, "index=7"])
+        tool.main(parse(tool.Options, [*common, "index=7"]))
     with pytest.raises(ValueError, match="none of the pictures"):
-        tool.main([*common, "index=0", "parts=flipper"])
+        tool.main(parse(tool.Options, [*common, "index=0", "parts=flipper"]))

@@ -42,7 +42,7 @@ def test_quickstart_steps_and_ablation_table(tmp_path):
 
     tool("train_net", *settings)
     tool("eval_net", *settings, f"ckpt={run}", "save_predictions=true")
-    shown = tool("toy_report", str(run), "--data", str(tmp_path / "data" / "ToyPascalPart116"))
+    shown = tool("toy_report", str(run), f"data={tmp_path}/data/ToyPascalPart116")
     assert "points over the most frequent part" in shown and "SYNTHETIC" in shown
     assert np.asarray(Image.open(run / "unseen_objects.png")).shape[2] == 3
 
@@ -50,7 +50,7 @@ def test_quickstart_steps_and_ablation_table(tmp_path):
     text = (tmp_path / "out" / "ablation.md").read_text()
     assert "SYNTHETIC" in text and "| PartCLIPSeg | 1 |" in text
     assert (tmp_path / "out" / "ablation.png").is_file()
-    tool("toy_attention", str(tmp_path / "out"), "--data", str(tmp_path / "data" / "ToyPascalPart116"))
+    tool("toy_attention", str(tmp_path / "out"), f"data={tmp_path}/data/ToyPascalPart116")
     text = (tmp_path / "out" / "attention.md").read_text()
     assert "SYNTHETIC" in text and "| PartCLIPSeg | 1 |" in text
 
@@ -58,7 +58,7 @@ def test_quickstart_steps_and_ablation_table(tmp_path):
 def test_ablation_table_counts_seeds_and_refuses_what_is_not_there(tmp_path):
     command = [sys.executable, "tools/toy_ablation.py", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "scripts/toy_ablation.sh" in done.stderr
+    assert done.returncode == 2 and "scripts/toy_ablation.sh" in done.stderr
 
 
 def test_attention_terms_do_not_depend_on_batches_and_tell_seen_from_unseen(monkeypatch, tmp_path):

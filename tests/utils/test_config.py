@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
-from partseg.utils import config
+from partseg.utils import cli, config
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_targets_outside_partseg_and_torch_are_refused(folder):
     with pytest.raises(ValueError, match="not allowed"):
         config.check_targets({"a": [{"_target_": "torch.hub.load"}]})
     config.check_targets({"a": {"_target_": "torch.nn.Linear"}})
-    for target in ("partseg.utils.config.os.system", "partseg.utils.config.Path"):
+    for target in ("partseg.utils.cli.os.system", "partseg.utils.config.Path"):
         with pytest.raises(ValueError, match="is defined in '(posix|pathlib)"):
             config.instantiate({"_target_": target})
     with pytest.raises(ValueError, match="there is no 'torch.nn.Liner'"):
@@ -109,16 +109,16 @@ def test_the_name_carries_what_changes_the_run(folder):
 
 def test_every_job_of_a_sweep_is_known():
     overrides = ["seed=1,2", "hydra.verbose=true", "a=[1,2]", "b=range(2)"]
-    jobs = config._jobs(overrides, multirun=True)
+    jobs = config.jobs(overrides, multirun=True)
     assert jobs == [[f"seed={seed}", "a=[1,2]", f"b={b}"] for seed in (1, 2) for b in (0, 1)]
-    assert config._jobs(overrides, multirun=False) == [["seed=1,2", "a=[1,2]", "b=range(2)"]]
+    assert config.jobs(overrides, multirun=False) == [["seed=1,2", "a=[1,2]", "b=range(2)"]]
 
 
 def test_sweeps_inside_torchrun_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match=r"launch.num_gpus=N"):
-        config._refuse_sweep_in_group(True)
-    config._refuse_sweep_in_group(False)
+        cli._refuse_sweep_in_group(True)
+    cli._refuse_sweep_in_group(False)
 
 
 def test_save_writes_the_resolved_config(tmp_path):

@@ -1,10 +1,8 @@
-"""What the command lines of the preparation tools share: arguments, finding sources, reporting, ending on errors."""
+"""What the preparation tools share: finding sources and reporting."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +11,6 @@ from rich.table import Table
 
 from converters.conversion import PROVENANCE
 from partseg.data.io import files_by_stem
-from partseg.utils.parallel import default_processes
-
-INTERRUPTED = 130
-
-
-def add_common_arguments(parser: argparse.ArgumentParser, *, output_help: str = "") -> None:
-    """--output, which may be left out where `output_help` says what happens then, and --processes."""
-    parser.add_argument(
-        "--output", type=Path, required=not output_help, help=output_help or "new folder for the result"
-    )
-    parser.add_argument(
-        "--processes", type=int, default=default_processes(), help="worker processes (default: all cores)"
-    )
 
 
 def find_folder(root: Path, inside: Sequence[str]) -> Path:
@@ -71,15 +56,3 @@ def report(provenance: Mapping[str, Any], output: Path) -> None:
             soft_wrap=True,
         )
     console.print(f"Counts per class and the manifest hash: {output / PROVENANCE}", highlight=False, soft_wrap=True)
-
-
-def run_main(main: Callable[[], None]) -> None:
-    """Run a tool; errors that the user can mend become one message and exit code 1."""
-    try:
-        main()
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(INTERRUPTED)
