@@ -23,6 +23,7 @@ RUNS = {
     "clipseg": ["model=clipseg_tiny", "criterion=clipseg"],
     "cat_seg": ["experiment=cat_seg_pascal_part_116", "model=cat_seg_tiny"],
     "cat_seg_official": ["experiment=cat_seg_pascal_part_116", "model=cat_seg_tiny", "recipe=official"],
+    "part_cat_seg": ["experiment=part_cat_seg_pascal_part_116", "model=part_cat_seg_tiny"],
     "cat_seg_cvpr24": ["experiment=cat_seg_cvpr24_pascal_part_116", "model=cat_seg_cvpr24_tiny"],
 }
 SIZE, STEPS = 64, 5

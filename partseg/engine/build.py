@@ -118,7 +118,7 @@ def evaluation_set(config: DictConfig, input: InputSpec | None) -> PartSegDatase
         objects=settings.objects,
         instances=settings.instances,
         phrases=instantiate(config.phrases) if settings.phrases else None,
-        photo=input is not None and config.predictor.object_first,
+        photo=input is not None and bool(config.predictor.get("object_first")),
     )
     return first(settings.limit_images, instantiate(config.eval_dataset, split=settings.split, mapper=mapper))
 

@@ -1,6 +1,9 @@
 import pytest
 import yaml
 
+from partseg.evaluation import results
+from partseg.reproduce.collect import collect
+from partseg.reproduce.plan import Options, result_directory
 from partseg.reproduce.table import Column, Row, Table, load_table
 
 
@@ -67,6 +70,25 @@ def test_successors_have_published_numbers_under_both_rules(root):
     row = next(row for row in table.rows if row.system == "PartCATSeg")
     above = [table.published_value(row, c) for c in table.columns if "nonzero" in c.key]
     assert above == [52.62, 40.51, 45.77, 57.49, 44.9, 50.41]
+
+
+def test_a_column_may_read_another_averaging_rule(tmp_path):
+    key = "averages.iou.nonzero.harmonic"
+    row, column = (
+        Row("s", "s", "d", "e", evaluation=("predictor.object_first=true",)),
+        Column("g", "h", "pred_all", key, None),
+    )
+    table, options = Table("t", "t", (column,), (row,), {}), Options(tmp_path, (1,), smoke=True)
+    folder = result_directory(table, row, seed=1, protocol="pred_all", options=options)
+    assert folder.parent.name.endswith("__predictor.object_first=true")
+    averages = {"iou": {"nonzero": {"harmonic": 12.5}}}
+    entry = {"averaging": "present", "metrics": {"mIoU_harmonic": 1.0}, "averages": averages}
+    results.write(folder, {"protocols": {"pred_all": entry}, "synthetic": True})
+    assert collect(table, options).cells[0][0].mean == 12.5
+    del averages["iou"]["nonzero"]["harmonic"]
+    results.write(folder, {"protocols": {"pred_all": entry}, "synthetic": True})
+    with pytest.raises(ValueError, match=r"has no 'averages.iou.nonzero.harmonic'"):
+        collect(table, options)
 
 
 def test_bad_table_files_name_the_mistake(tmp_path):

@@ -389,6 +389,18 @@ def test_start_weights_are_several_files(tmp_path, load):
         load("train_net").train(config)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.background=none", "model.background=none: .* allowed are learned and drawn"),
+        ("model.aggregator.padding=8", "model.aggregator.padding=8: this class attention has none"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(override, message):
+    with pytest.raises(ValueError, match=message):
+        tiny("part_cat_seg", override)
+
+
 def test_files_of_other_networks_are_refused(tmp_path):
     other = tiny("cat_seg_cvpr24")
     torch.save(export_weights(other, other.weight_layouts[0].name), tmp_path / "cvpr24.pth")

@@ -76,6 +76,8 @@ class PartAggregator(Aggregator):
         class_chunk: int,
         recompute: bool,
     ) -> None:
+        if shape.padding is not None:
+            raise ValueError(f"model.aggregator.padding={shape.padding}: this class attention has none; set it to null")
         super().__init__(
             shape,
             text_dim=text_dim,

@@ -18,7 +18,7 @@ from partseg.prediction import DenseScores, Prediction
 from partseg.structures import Batch, Outputs
 from partseg.system import Words
 from partseg.systems.cat_seg.inference import Inference, resized
-from partseg.systems.cat_seg.network import CatSeg, CatSegPrompts
+from partseg.systems.cat_seg.network import BackgroundKind, CatSeg, CatSegPrompts
 from partseg.systems.cat_seg.text import encode_prompts
 from partseg.systems.part_cat_seg.aggregator import PartAggregator, PartTexts, PartVolumes
 from partseg.systems.part_cat_seg.weights import LAYOUTS
@@ -78,6 +78,11 @@ class PartCatSeg(CatSeg):
 
     aggregator: PartAggregator
     aggregator_class = PartAggregator
+
+    def _start_background(self, kind: BackgroundKind, *, seed: int) -> None:
+        if kind == "none":
+            raise ValueError("model.background=none: objects and object-parts need one; allowed are learned and drawn")
+        super()._start_background(kind, seed=seed)
 
     @property
     def weight_layouts(self) -> tuple[WeightLayout, ...]:
