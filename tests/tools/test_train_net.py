@@ -41,6 +41,21 @@ def test_a_mistake_is_one_line(train_net):
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("flag", "answer"),
+    [
+        ("--config-file=my.yaml", "experiment="),
+        ("--num-gpus", "launch.num_gpus=<N>"),
+        ("--eval-only", "tools/eval_net.py ckpt="),
+        ("--resume", "resume=auto"),
+    ],
+)
+def test_flags_of_detectron2_are_answered_with_what_does_the_same(load, monkeypatch, flag, answer):
+    monkeypatch.setattr(sys, "argv", ["train_net.py", flag, "8"])
+    with pytest.raises(SystemExit, match=f"{flag.partition('=')[0]} is detectron2's, here it is .*{answer}"):
+        load("train_net").main()
+
+
 @pytest.mark.slow
 def test_a_typo_and_a_sweep_inside_torchrun_are_one_line(train_net):
     assert "'train.iterations'" in train_net("train.iteration=5").stderr
