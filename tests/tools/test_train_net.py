@@ -116,3 +116,17 @@ def test_a_compiled_run_ends_with_every_hook_on(train_net, data_root, tmp_path, 
     assert sum("train/loss" in record for record in records) == 4
     assert sum("pred_all/mIoU" in record for record in records) == 2
     assert (run / "pictures" / "iter_0000004.png").is_file() and (run / "profile" / "trace.json").is_file()
+
+
+@pytest.mark.multi_gpu
+def test_two_gpus_train_as_one(train_net, data_root, tmp_path):
+    losses = []
+    for count in (1, 2):
+        done = train_net(
+            *("experiment=toy_part_clipseg", "train.iterations=4", "hooks.log.every=1", "best.metrics=[]"),
+            *(f"data_root={data_root}", f"name=on{count}", f"launch.num_gpus={count}"),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = (tmp_path / "output" / f"on{count}" / "metrics.jsonl").read_text().splitlines()
+        losses.append([value for line in lines if (value := json.loads(line).get("train/loss")) is not None])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3) and len(losses[0]) == 4
