@@ -33,6 +33,7 @@ from partseg.prediction import Prediction
 from partseg.requests import GivenMask, Request, object_map, per_image
 from partseg.structures import Sample
 from partseg.system import Explains, Words
+from partseg.utils.devices import autocast
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.phrases import Phrases
 from partseg.vocabulary.words import VocabularyLike, as_vocabulary
@@ -258,7 +259,7 @@ class Segmenter:
         assert isinstance(self.model, Explains)
         small = torch.from_numpy(item.geometry.labels(labels, fill=IGNORE_LABEL).astype(np.int32))[None]
         prompts = self._prepare(words).encoded
-        with self.predictor.autocast(self.device):
+        with autocast(self.device, self.predictor.precision):
             maps = self.model.attention(item.sample.image[None].to(self.device), prompts, small.to(self.device), words)
         return {words.object_parts[k]: heat.float().cpu().numpy() for k, heat in maps[0].items()}
 
