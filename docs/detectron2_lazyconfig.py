@@ -6,12 +6,12 @@ from detectron2.data import DatasetCatalog, build_detection_test_loader, build_d
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 
-from partseg.data.pascal_part import vocabulary
 from partseg.engine.checkpoint import init_from
 from partseg.integrations import detectron2 as bridge
 from partseg.utils.config import compose, instantiate
+from partseg.vocabulary.shipped import shipped
 
-TRAIN, TEST = "partseg_pascal_part_116_train", "partseg_pascal_part_116_val"
+TRAIN, TEST, WORDS = "partseg_pascal_part_116_train", "partseg_pascal_part_116_val", "pascal_part_116"
 bridge.register_datasets()  # below $DETECTRON2_DATASETS, or data/
 
 
@@ -21,7 +21,7 @@ def build_model(experiment: str) -> bridge.Detectron2Model:
     network = instantiate(config.model)
     if config.init_from:
         init_from(network, config.init_from)
-    return bridge.Detectron2Model(network, vocabulary=vocabulary(), criterion=instantiate(config.criterion))
+    return bridge.Detectron2Model(network, vocabulary=shipped(WORDS), criterion=instantiate(config.criterion))
 
 
 def mapper(name: str, is_train: bool) -> bridge.PartSegMapper:
@@ -40,7 +40,7 @@ dataloader = {
     "test": L(build_detection_test_loader)(
         dataset=L(DatasetCatalog.get)(name=TEST), mapper=L(mapper)(name=TEST, is_train=False), num_workers=4
     ),
-    "evaluator": L(bridge.Detectron2Evaluator)(vocabulary=L(vocabulary)()),
+    "evaluator": L(bridge.Detectron2Evaluator)(vocabulary=L(shipped)(name=WORDS)),
 }
 # That tool puts the model into optimizer.params. It does not clip gradients; our own trainer does, as the paper.
 optimizer = L(torch.optim.AdamW)(params=L(get_default_optimizer_params)(), lr=1e-4, weight_decay=1e-4)

@@ -12,7 +12,7 @@ BAD = {
     "train.batch_size": ["0", "2.0"],
     "train.accumulation": ["0"],
     "train.clip_norm": ["-1", "0", "nan", "inf", "small"],
-    "train.precision": ["fp16", "null"],
+    "train.precision": ["half", "null"],
     "train.tf32": ["1", "maybe"],
     "train.compile": ["maybe", "0"],
     "train.ema_decay": ["0", "1", "1.5"],

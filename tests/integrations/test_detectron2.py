@@ -6,7 +6,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -422,3 +422,27 @@ def test_start_weights_may_be_a_checkpoint_of_detectron2(evaluation, toy_run, tm
     init_from(model, str(tmp_path / "model_final.pth"))
     for name, value in wrapped.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+@pytest.mark.skipif(HAS_DETECTRON2, reason="reads the stand-in's parts; the real package reads the file itself")
+def test_the_lazy_config_needs_no_model_zoo(bridge, root, data_root, monkeypatch):
+    """`model_zoo` cannot be imported where setuptools has no pkg_resources any more; the rest is looked up by name."""
+    lazy = lambda function: lambda **arguments: {"_target_": function, **arguments}  # noqa: E731
+    monkeypatch.setattr(importlib.import_module("detectron2.config"), "LazyCall", lazy, raising=False)
+    for name, part in {
+        "detectron2.solver.build": "get_default_optimizer_params",
+        "fvcore.common.param_scheduler": "PolynomialDecayParamScheduler",
+    }.items():
+        module = ModuleType(name)
+        setattr(module, part, dict)
+        for parent in (name.rpartition(".")[0], name.partition(".")[0]):
+            if parent not in sys.modules:
+                monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data_root))
+    spec = importlib.util.spec_from_file_location("lazyconfig", root / "docs" / "detectron2_lazyconfig.py")
+    config = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(config)
+    assert {"output_dir", "init_checkpoint", "max_iter", "amp", "ddp", "eval_period", "device"} <= set(config.train)
+    assert config.dataloader["train"]["num_workers"] == config.dataloader["test"]["num_workers"] == 4
+    assert config.dataloader["train"]["dataset"]["name"] in bridge.DatasetCatalog
