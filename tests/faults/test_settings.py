@@ -15,6 +15,7 @@ BAD = {
     "train.precision": ["half", "null"],
     "train.tf32": ["1", "maybe"],
     "train.compile": ["maybe", "0"],
+    "train.deterministic": ["maybe", "0"],
     "train.ema_decay": ["0", "1", "1.5"],
     "train.prompt_share": ["-0.1", "1.5"],
     "train.num_workers": ["-1", "null"],
