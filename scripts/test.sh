@@ -7,7 +7,9 @@ source scripts/env.sh test
 
 marks="not slow and not browser and not gpu and not multi_gpu"
 if [ "${1:-}" = "--slow" ]; then marks="not browser and not gpu and not multi_gpu"; shift; fi
-if python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then marks=${marks/ and not gpu/}; fi
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+if [ "$gpus" -ge 1 ]; then marks=${marks/ and not gpu/}; fi
+if [ "$gpus" -ge 2 ]; then marks=${marks/ and not multi_gpu/}; fi
 
 echo "== ruff";   ruff check . && ruff format --check .
 echo "== mypy";   mypy

@@ -2,7 +2,8 @@
 
 `checkpoints/` holds iter_0001000.pt files (the last few and the best ones), best.json, and the links latest.pt and
 best_<evaluator>.pt, which follow from them. One file is {format, iteration, model, optimizer, config, vocabulary} and
-`ema` where averaging is on and `scaler` where fp16 is.
+`scaler` where fp16 is. Where weights are averaged, `model` holds the averages, which are what is scored, for whoever
+reads no more than that; `ema` holds them and their count, `trained` the weights that training goes on from.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Checkpoints:
 
         OSError when the disk is full or read-only; the previous checkpoints are untouched then.
         """
-        state = {
+        state: dict[str, Any] = {
             "format": FORMAT,
             "iteration": iteration,
             "model": model.state_dict(),
@@ -93,7 +94,11 @@ class Checkpoints:
             "synthetic": self.synthetic,
         }
         if ema is not None:
+            averages = {name: value for name, value in ema.state_dict().items() if name != COUNT}
+            weights = state["model"]
             state["ema"] = ema.state_dict()
+            state["trained"] = {name: weights[name] for name in averages}
+            state["model"] = {**weights, **averages}
         if scaler is not None and scaler.is_enabled():
             state["scaler"] = scaler.state_dict()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -222,7 +227,7 @@ def restore(
         )
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict({**state["model"], **state.get("trained", {})})
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError) as error:
         raise ValueError(
@@ -271,11 +276,12 @@ def digest(path: str | Path) -> str:
 
 def _check_entries(state: Mapping[str, Any]) -> None:
     """ValueError unless every entry is of its kind, so that nobody after this runs into a text among tensors."""
-    kinds = {"iteration": int, "model": Mapping, "ema": Mapping, "optimizer": Mapping, "config": Mapping}
+    mappings = dict.fromkeys(("model", "ema", "trained", "optimizer", "config"), Mapping)
+    kinds: dict[str, Any] = {"iteration": int, **mappings}
     for key, kind in kinds.items():
         if key in state and not isinstance(state[key], kind):
             raise ValueError(f"its {key!r} is a {type(state[key]).__name__}")
-    for key in ("model", "ema"):
+    for key in ("model", "ema", "trained"):
         entries = state.get(key, {}).items()
         wrong = [n for n, value in entries if not isinstance(value, torch.Tensor) or not isinstance(n, str)]
         if wrong:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
@@ -66,7 +67,9 @@ class Trainer:
     iteration to resume from. `clip_norm` None = no clipping. `precision` bf16 and fp16 run the forward pass under
     autocast; fp16 scales the loss (Micikevicius et al., Mixed Precision Training, 2018) and leaves out steps whose
     gradients overflow.
-    `prompt_sampling` lets each step see part of the vocabulary, which changes the objective. `vocabulary` is kept with
+    `prompt_sampling` lets each step see part of the vocabulary, which changes the objective. What a network draws in
+    training (dropped paths, sampled points) follows from (`seed`, step, rank); None: from what was drawn before.
+    `vocabulary` is kept with
     checkpoints; what a batch is in is its own. `phase` is entered around the parts of a step: a profiler sees them.
     """
 
@@ -85,6 +88,7 @@ class Trainer:
         precision: Precision = "fp32",
         ema: Ema | None = None,
         prompt_sampling: PromptSampling | None = None,
+        seed: int | None = None,
         hooks: Sequence[Hook] = (),
         phase: Callable[[str], AbstractContextManager] = record_function,
     ) -> None:
@@ -103,6 +107,7 @@ class Trainer:
         self.precision = precision
         self.ema = ema
         self.prompt_sampling = prompt_sampling
+        self.seed = seed
         self.hooks = hooks
         self.phase = phase
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
@@ -137,6 +142,9 @@ class Trainer:
         The loop waits for the device once, to read the losses before they change a weight; everything else is queued.
         """
         start = time.perf_counter()
+        if self.seed is not None:
+            drawn_from = np.random.SeedSequence([self.seed, self.iteration, distributed.rank()])
+            torch.manual_seed(int(drawn_from.generate_state(1, np.uint64)[0]))
         lr = self.set_lr()
         with self.phase("data"):
             micro_batches = [next(batches) for _ in range(self.accumulation)]

@@ -7,11 +7,12 @@ described in docs/detectron2.md; the numbers are those of tools/eval_net.py, int
 from __future__ import annotations
 
 import importlib
+import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,16 +24,15 @@ from torch import Tensor, nn
 from partseg.data import catalog
 from partseg.data.dataset import Mapper, PartSegDataset
 from partseg.data.mapper import EvalMapper, TrainMapper
-from partseg.engine.checkpoint import load_model
 from partseg.evaluation.evaluator import Answer, Evaluator
 from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.predictor import Predictor, PreparedPredictor
 from partseg.evaluation.protocols import OracleObj, PredAll
 from partseg.evaluation.runner import process_image
-from partseg.geometry import InputSpec
+from partseg.geometry import InputSpec, to_tensor
 from partseg.labels import IGNORE_LABEL
 from partseg.losses.criterion import Criterion, loss_of
-from partseg.prediction import DenseScores
+from partseg.prediction import DenseScores, Prediction
 from partseg.structures import Record, Sample, collate, stack_images
 from partseg.utils import distributed
 from partseg.utils.visualize import palette
@@ -41,7 +41,6 @@ from partseg.vocabulary.names import Vocabulary
 try:
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.evaluation import DatasetEvaluator
-    from detectron2.modeling import META_ARCH_REGISTRY
 except ImportError as error:
     raise ImportError(
         "partseg.integrations.detectron2 needs detectron2, which is not on the package index: install it with "
@@ -53,16 +52,33 @@ SPLITS = ("train", "val")
 RECORD, SAMPLE, PREDICTION = "partseg_record", "partseg_sample", "partseg_prediction"
 """Keys that our mapper and model add to detectron2's dictionaries."""
 
+OV_PARTS = {"voc": "pascal_part_116", "ade": "ade20k_part_234"}
+ALIASES = {
+    **{f"{their}_obj_part_sem_seg_{split}": (own, split) for their, own in OV_PARTS.items() for split in SPLITS},
+    # of these OV-PARTS makes a record per object class or instance; here they are the pictures, once each
+    **{
+        f"{their}_obj_part_sem_seg_{split}_obj_condition": (own, split)
+        for their, own in OV_PARTS.items()
+        for split in SPLITS
+    },
+    **{f"{their}_obj_part_sem_seg_few_shot": (f"{own}_16shot", "train") for their, own in OV_PARTS.items()},
+}
+"""OV-PARTS' registered names -> our data set and split."""
 
-def register_datasets(root: str | Path = "data", *, names: Sequence[str] | None = None) -> list[str]:
+
+def register_datasets(root: str | Path | None = None, *, names: Sequence[str] | None = None) -> list[str]:
     """Register our data sets as `partseg_<name>_<split>` and return these names; files are read on first use.
 
-    `root` holds the folders of the data sets (data_root). Registering again replaces our own entries, no one else's.
+    `root` holds the folders of the data sets (data_root); default: $DETECTRON2_DATASETS, or data/. OV-PARTS' names for
+    them (ALIASES) are registered too, unless they are taken: they are not returned. Registering again replaces our own
+    entries, no one else's.
     """
-    registered = []
-    for name in names or catalog.names():
-        for split in SPLITS:
-            registered.append(_register(name, split, Path(root)))
+    folder = Path(root if root is not None else os.environ.get("DETECTRON2_DATASETS", "data"))
+    chosen = names or catalog.names()
+    registered = [_register(f"{PREFIX}{n}_{split}", n, split, folder) for n in chosen for split in SPLITS]
+    for alias, (name, split) in ALIASES.items():
+        if name in chosen and (alias not in DatasetCatalog or hasattr(MetadataCatalog.get(alias), "partseg_dataset")):
+            _register(alias, name, split, folder)
     return registered
 
 
@@ -121,9 +137,10 @@ class PartSegMapper:
 class Detectron2Model(nn.Module):
     """A partseg model as a detectron2 meta-architecture: list of dictionaries in, losses or `sem_seg` out.
 
-    Training returns {"loss": ...}, the criterion's sum over all processes and images as in our own trainer. Evaluation
-    returns per image `partseg_prediction`, which Detectron2Evaluator reads, and with `sem_seg` the gated scores of
-    `pred_all` at the label's size, [K + 1, h, w], background last, for detectron2's own evaluators.
+    Training returns `loss_<term>`, the weighted terms, whose sum is the criterion's over all processes and images as in
+    our own trainer. Evaluation returns per image `partseg_prediction`, which Detectron2Evaluator reads, and for
+    detectron2's own evaluators `sem_seg`, made when it is asked for. Inputs without our sample, as DefaultPredictor
+    makes them, are photos in `input_format` of any size.
     """
 
     def __init__(
@@ -133,16 +150,17 @@ class Detectron2Model(nn.Module):
         vocabulary: Vocabulary,
         train_vocabulary: Vocabulary | None = None,
         criterion: Criterion | None = None,
-        sem_seg: bool = True,
+        input_format: Literal["RGB", "BGR"] = "RGB",
     ) -> None:
         super().__init__()
         self.model = model
         self.vocabulary = vocabulary
         self.train_vocabulary = train_vocabulary or vocabulary.seen_subset()
         self.criterion = criterion
-        self.sem_seg = sem_seg
+        self.input_format = input_format
         self._prepared: PreparedPredictor | None = None
         self.register_load_state_dict_pre_hook(_accept_bare_names)
+        self.register_load_state_dict_post_hook(lambda module, _: module.forget_words())
 
     @property
     def device(self) -> torch.device:
@@ -150,21 +168,39 @@ class Detectron2Model(nn.Module):
         return next(self.model.parameters()).device
 
     def train(self, mode: bool = True) -> Detectron2Model:
-        """Also drops the text features: they are kept while the weights cannot change, and no longer."""
-        self._prepared = None
+        """Also drops the text features."""
+        self.forget_words()
         return super().train(mode)
+
+    def forget_words(self) -> None:
+        """Drop the text features, which are those of the present weights: after loading others, as after training."""
+        self._prepared = None
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses in training, predictions otherwise."""
-        samples = [_sample(item) for item in batched_inputs]
-        return self._losses(samples) if self.training else self._predict(samples, batched_inputs)
+        if self.training:
+            return self._losses([_sample(item) for item in batched_inputs])
+        samples = [item[SAMPLE] if SAMPLE in item else self._photo(item) for item in batched_inputs]
+        return self._predict(samples, batched_inputs)
 
     def _losses(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         if self.criterion is None:
             raise ValueError("Detectron2Model was built without a criterion: give criterion= to train it")
         batch = collate(samples, vocabulary=self.train_vocabulary).to(self.device)
-        loss, _terms, _outputs = loss_of(self.model, self.criterion, batch)
-        return {"loss": loss * distributed.world_size()}
+        loss, terms, _outputs = loss_of(self.model, self.criterion, batch)
+        count = distributed.world_size()
+        shown = {f"loss_{name}": self.criterion.weights[name] * value * count for name, value in terms.items()}
+        # the terms are shown, the gradient is that of the loss: it hangs on the first of them and adds 0 to its value
+        first = next(iter(shown))
+        return {**shown, first: shown[first] + (loss - loss.detach()) * count}
+
+    def _photo(self, item: Mapping[str, Any]) -> Sample:
+        """A picture [3, h, w] of 0..255 as the network sees it; no labels."""
+        pixels = item["image"].detach().cpu().clamp(0, 255).to(torch.uint8)
+        photo = Image.fromarray((pixels if self.input_format == "RGB" else pixels.flip(0)).permute(1, 2, 0).numpy())
+        geometry = self.model.input.geometry(photo.height, photo.width)  # type: ignore[union-attr,operator]
+        nothing = torch.zeros(0, 0, dtype=torch.int32)
+        return Sample(to_tensor(geometry.image(photo)), nothing, nothing, "", "", region=geometry.region)
 
     @torch.inference_mode()
     def _predict(self, samples: Sequence[Sample], inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -172,13 +208,28 @@ class Detectron2Model(nn.Module):
             self._prepared = Predictor().prepare(self.model, self.vocabulary)
         sizes = [(int(item["height"]), int(item["width"])) for item in inputs]
         images, regions = stack_images(samples)
-        results = []
-        for prediction in self._prepared(images, sizes, regions=regions):
-            result: dict[str, Any] = {PREDICTION: prediction}
-            if self.sem_seg and isinstance(prediction, DenseScores):
-                result["sem_seg"] = gated_scores(prediction.cropped(), self.vocabulary)
-            results.append(result)
-        return results
+        return [_Result(prediction, self.vocabulary) for prediction in self._prepared(images, sizes, regions=regions)]
+
+
+class _Result(dict[str, Any]):
+    """What is predicted for one image. `sem_seg` is the gated scores of `pred_all` at the label's size, [K + 1, h, w].
+
+    They take seconds and GiB at 234 classes, so they are made when somebody reads them.
+    """
+
+    def __init__(self, prediction: Prediction, vocabulary: Vocabulary) -> None:
+        super().__init__({PREDICTION: prediction})
+        self.vocabulary = vocabulary
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or (key == "sem_seg" and isinstance(self[PREDICTION], DenseScores))
+
+    def __missing__(self, key: str) -> Tensor:
+        if key not in self:
+            raise KeyError(key)
+        with torch.inference_mode():
+            self[key] = gated_scores(self[PREDICTION].cropped(), self.vocabulary)
+        return self[key]
 
 
 class Detectron2Evaluator(DatasetEvaluator):
@@ -232,25 +283,7 @@ def gated_scores(scores: DenseScores, vocabulary: Vocabulary) -> Float[Tensor, "
     return parts * (objects.argmax(0) == owner[:, None, None])
 
 
-def register_meta_architecture() -> str:
-    """Make cfg.MODEL.META_ARCHITECTURE = "PartSeg" build the checkpoint named by cfg.MODEL.WEIGHTS; returns that name.
-
-    The model is evaluated with the vocabulary of the data set cfg.DATASETS.TEST[0] (one of ours).
-    """
-    if "PartSeg" not in META_ARCH_REGISTRY:
-        META_ARCH_REGISTRY.register(PartSeg)
-    return "PartSeg"
-
-
-def PartSeg(cfg: Any) -> Detectron2Model:
-    """A checkpoint of ours as the meta-architecture of a detectron2 config."""
-    model, train_vocabulary, _config = load_model(cfg.MODEL.WEIGHTS)
-    vocabulary = build_dataset(cfg.DATASETS.TEST[0]).vocabulary
-    return Detectron2Model(model, vocabulary=vocabulary, train_vocabulary=train_vocabulary).to(cfg.MODEL.DEVICE)
-
-
-def _register(name: str, split: str, root: Path) -> str:
-    registered = f"{PREFIX}{name}_{split}"
+def _register(registered: str, name: str, split: str, root: Path) -> str:
     if registered in DatasetCatalog:
         DatasetCatalog.remove(registered)
         MetadataCatalog.remove(registered)
@@ -280,6 +313,10 @@ def _class_names(vocabulary: Vocabulary) -> dict[str, Any]:
         "stuff_colors": list(palette(tuple(names))),
         "object_classes": list(vocabulary.objects),
         "part_classes": list(vocabulary.parts),
+        # as OV-PARTS calls them
+        "obj_classes": list(vocabulary.objects),
+        "obj_base_classes": [n for n, seen in zip(vocabulary.objects, vocabulary.seen_of_object, strict=True) if seen],
+        "base_classes": [n for n, seen in zip(names, vocabulary.seen, strict=True) if seen],
         "seen_classes": [n for n, seen in zip(names, vocabulary.seen, strict=True) if seen],
         "unseen_classes": [n for n, seen in zip(names, vocabulary.seen, strict=True) if not seen],
     }

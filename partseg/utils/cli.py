@@ -38,6 +38,7 @@ def cli(
                 sys.exit(f"error: {one_line(error)}")
 
         def main() -> None:
+            _answer_detectron2(sys.argv[1:])
             experiments.register(config.config_dirs())
             sys.argv[1:] = without_debug(sys.argv[1:])
             if debugging():
@@ -67,6 +68,23 @@ def cli(
         return main
 
     return decorate
+
+
+DETECTRON2_FLAGS = {
+    "--config-file": "experiment=<name>, or your own YAML files with --config-dir <folder>",
+    "--num-gpus": "launch.num_gpus=<N>",
+    "--eval-only": "another tool: python tools/eval_net.py ckpt=<run directory>",
+    "--resume": "resume=auto, which is the default: the same command goes on",
+}
+
+
+def _answer_detectron2(arguments: Sequence[str]) -> None:
+    """Exit with the override that does the same where somebody types a flag of detectron2's programs."""
+    found = dict.fromkeys(flag for a in arguments if (flag := a.partition("=")[0]) in DETECTRON2_FLAGS)
+    if found:
+        sys.exit(
+            "error: " + "; ".join(f"{flag} is detectron2's, here it is {DETECTRON2_FLAGS[flag]}" for flag in found)
+        )
 
 
 def _refuse_missing(configs: Sequence[DictConfig]) -> None:

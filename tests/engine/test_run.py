@@ -1,6 +1,7 @@
 """Run directories: which one, what it continues, what changed."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 
 from partseg.engine import run
 from partseg.engine.checkpoint import Checkpoints, digest, load
+from partseg.engine.hooks import LogHook
 from partseg.engine.optim import adamw
 from partseg.engine.run import banner, differences, farewell, write_settings
 from partseg.utils import distributed
@@ -160,3 +162,11 @@ def test_a_run_says_what_it_is_and_how_it_ended(tiny, tmp_path):
     assert "the same command goes on" in farewell(tmp_path, iteration=3, complete=False, best={})
     end = farewell(tmp_path, iteration=7, complete=True, best={"a/mIoU": {"value": 12.3456, "iteration": 5}})
     assert "best: a/mIoU 12.35 at 5" in end and f"partseg eval ckpt={tmp_path}" in end
+
+
+def test_the_first_step_is_logged_with_its_time(tiny, run_of, tmp_path, caplog):
+    run = run_of(tmp_path / "run")
+    with caplog.at_level("INFO", logger="partseg"):
+        tiny.trainer(start=3, iterations=5, hooks=[LogHook(run, every=10)]).train(3)
+    lines = [record.getMessage() for record in caplog.records if "first step" in record.getMessage()]
+    assert len(lines) == 1 and re.fullmatch(r"start: first step, \d+\.\d s, \d+\.\d of it for data", lines[0])

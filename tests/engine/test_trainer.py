@@ -346,3 +346,19 @@ def test_buffers_are_broadcast_where_training_changes_them(tiny, monkeypatch, no
     monkeypatch.setattr(trainer_module.distributed, "world_size", lambda: 2)
     trainer_module._distribute(with_batch_norm(tiny) if norm else tiny.TinyNet())
     assert given == {"gradient_as_bucket_view": True, "broadcast_buffers": broadcast, "static_graph": False}
+
+
+def test_what_a_network_draws_follows_from_seed_step_and_rank(tiny, monkeypatch):
+    """So that a resumed run draws what the undisturbed one would have drawn, and no two processes drop the same."""
+
+    def draws(start, *, rank=0, seed=7):
+        trainer, found = tiny.trainer(start=start, iterations=4, seed=seed), []
+        monkeypatch.setattr(trainer_module.distributed, "rank", lambda: rank)
+        trainer.network.register_forward_pre_hook(lambda *_: found.append(torch.rand(1).item()))
+        trainer.train(start)
+        monkeypatch.undo()
+        return found
+
+    whole = draws(0)
+    assert len(set(whole)) == 4 and draws(2) == whole[2:]
+    assert not set(whole) & set(draws(0, rank=1)) and not set(whole) & set(draws(0, seed=8))

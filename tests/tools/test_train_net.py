@@ -41,6 +41,21 @@ def test_a_mistake_is_one_line(train_net):
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("flag", "answer"),
+    [
+        ("--config-file=my.yaml", "experiment="),
+        ("--num-gpus", "launch.num_gpus=<N>"),
+        ("--eval-only", "tools/eval_net.py ckpt="),
+        ("--resume", "resume=auto"),
+    ],
+)
+def test_flags_of_detectron2_are_answered_with_what_does_the_same(load, monkeypatch, flag, answer):
+    monkeypatch.setattr(sys, "argv", ["train_net.py", flag, "8"])
+    with pytest.raises(SystemExit, match=f"{flag.partition('=')[0]} is detectron2's, here it is .*{answer}"):
+        load("train_net").main()
+
+
 @pytest.mark.slow
 def test_a_typo_and_a_sweep_inside_torchrun_are_one_line(train_net):
     assert "'train.iterations'" in train_net("train.iteration=5").stderr
@@ -101,3 +116,17 @@ def test_a_compiled_run_ends_with_every_hook_on(train_net, data_root, tmp_path, 
     assert sum("train/loss" in record for record in records) == 4
     assert sum("pred_all/mIoU" in record for record in records) == 2
     assert (run / "pictures" / "iter_0000004.png").is_file() and (run / "profile" / "trace.json").is_file()
+
+
+@pytest.mark.multi_gpu
+def test_two_gpus_train_as_one(train_net, data_root, tmp_path):
+    losses = []
+    for count in (1, 2):
+        done = train_net(
+            *("experiment=toy_part_clipseg", "train.iterations=4", "hooks.log.every=1", "best.metrics=[]"),
+            *(f"data_root={data_root}", f"name=on{count}", f"launch.num_gpus={count}"),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = (tmp_path / "output" / f"on{count}" / "metrics.jsonl").read_text().splitlines()
+        losses.append([value for line in lines if (value := json.loads(line).get("train/loss")) is not None])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3) and len(losses[0]) == 4

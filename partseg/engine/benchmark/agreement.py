@@ -1,0 +1,167 @@
+"""Does a device compute what the CPU computes? Relative errors of a training step, and how busy a step keeps it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from partseg.engine.benchmark.inputs import random_batch
+from partseg.engine.build import build_model, compile_passes
+from partseg.losses.criterion import Criterion, loss_of
+from partseg.structures import Batch
+from partseg.utils import devices
+from partseg.utils.config import compose, instantiate
+from partseg.utils.devices import Precision
+from partseg.vocabulary.names import Vocabulary
+
+WORDS = Vocabulary.from_mapping({"dog": ["head", "tail", "leg"], "car": ["wheel", "door"]})
+
+Figures = dict[str, Any]
+
+
+def agreement(model: str, *, device: torch.device) -> Figures:
+    """Largest errors of outputs, loss and gradients of a step of a file of configs/model/, relative to the CPU in fp32.
+
+    `fp32` is without TF32, also in convolutions; `tf32` with both, `bf16` under autocast, `compiled` in fp32.
+    """
+    config = _config(model)
+    expected = _step(config, torch.device("cpu"))
+    figures: Figures = {}
+    with _without_tf32():
+        figures["fp32"] = _errors(_step(config, device), expected)
+        if hasattr(_built(config), "passes"):
+            backend = "inductor" if device.type == "cuda" else "aot_eager"
+            compiled = _step(config, device, change=lambda each: compile_passes(each, backend=backend))
+            figures["compiled"] = _errors(compiled, expected)
+    if device.type == "cuda":
+        with _without_tf32(off=False):
+            figures["tf32"] = _errors(_step(config, device), expected)
+    figures["bf16"] = _errors(_step(config, device, precision="bf16"), expected)
+    return figures
+
+
+def overfit(model: str, *, device: torch.device, steps: int) -> Figures:
+    """Loss on two made-up pictures, before and after so many steps on them."""
+    network, criterion, batch = _parts(_config(model), device)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(steps):
+        loss, _, _ = loss_of(network, criterion, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    first, last = torch.stack([losses[0], losses[-1]]).tolist()
+    return {"first_loss": first, "last_loss": last}
+
+
+def utilisation(work: Callable[[], object], *, device: torch.device, repeats: int = 3) -> Figures:
+    """Of one repetition: seconds, FLOPs of forward and backward, and on a GPU the share of time without a kernel."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    _wait(device)
+    seconds = (time.perf_counter() - start) / repeats
+    figures: Figures = {"seconds": seconds, "flops": counter.get_total_flops(), "waits": None}
+    if device.type == "cuda":
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            work()
+            _wait(device)
+        busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
+        figures["waits"] = max(0.0, 1 - busy / seconds)
+    return figures
+
+
+def product_rate(device: torch.device, precision: Precision) -> float:
+    """FLOP/s that a large matrix product reaches here: what shares of the peak are shares of."""
+    size = 8192 if device.type == "cuda" else 512
+    left = torch.randn(size, size, device=device, dtype=devices.DTYPES[precision])
+    times = []
+    for _ in range(5):
+        _wait(device)
+        start = time.perf_counter()
+        left @ left
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def _config(model: str) -> DictConfig:
+    return compose("train", [f"experiment={model.removesuffix('_tiny')}_pascal_part_116", f"model={model}"])
+
+
+def _built(config: DictConfig) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(config).train()
+
+
+def _parts(config: DictConfig, device: torch.device) -> tuple[nn.Module, Criterion, Batch]:
+    model = _built(config)
+    batch = random_batch(WORDS, batch_size=2, input=model.input)  # type: ignore[arg-type]
+    return model.to(device), instantiate(config.criterion), batch.to(device)
+
+
+def _step(
+    config: DictConfig,
+    device: torch.device,
+    *,
+    precision: Precision = "fp32",
+    change: Callable[[nn.Module], None] | None = None,
+) -> dict[str, list[Tensor]]:
+    """Outputs, loss and gradients of one step, on the CPU."""
+    model, criterion, batch = _parts(config, device)
+    if change is not None:
+        change(model)
+    with devices.autocast(device, precision):
+        loss, _, outputs = loss_of(model, criterion, batch)
+    loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    found = {"outputs": list(_tensors(outputs)), "loss": [loss], "gradients": gradients}
+    return {name: [each.detach().double().cpu() for each in some] for name, some in found.items()}
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Floating tensors in nested dataclasses and containers."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
+
+
+def _errors(found: dict[str, list[Tensor]], expected: dict[str, list[Tensor]]) -> dict[str, float]:
+    """Per kind, the largest difference relative to the largest value of all its tensors."""
+    errors = {}
+    for kind, tensors in expected.items():
+        largest = max(float(each.abs().max()) for each in tensors)
+        pairs = zip(found[kind], tensors, strict=True)
+        errors[kind] = max(float((one - other).abs().max()) for one, other in pairs) / max(largest, 1e-30)
+    return errors
+
+
+@contextmanager
+def _without_tf32(*, off: bool = True) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not off
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,53 @@
+"""What only a GPU can show; scripts/gpu_check.sh runs these."""
+
+import warnings
+
+import pytest
+import torch
+
+from partseg.engine.benchmark.agreement import agreement
+from partseg.engine.benchmark.inputs import random_batch
+from partseg.engine.build import build_model
+from partseg.engine.trainer import Trainer
+from partseg.utils.config import compose, config_dir, instantiate
+from partseg.vocabulary.shipped import shipped
+
+pytestmark = pytest.mark.gpu
+TINY = sorted(path.stem for path in (config_dir() / "model").glob("*_tiny.yaml"))
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_step_is_that_of_the_cpu(name):
+    for arithmetic, errors in agreement(name, device=CUDA).items():
+        assert max(errors.values()) < (1e-3 if arithmetic in ("fp32", "compiled") else 1e-1), (arithmetic, errors)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", TINY)
+def test_a_step_waits_once(name, precision):
+    """As on the stub device of test_waiting.py, now by torch's own count."""
+    config = compose("train", [f"experiment={name.removesuffix('_tiny')}_pascal_part_116", f"model={name}"])
+    model = build_model(config).to(CUDA)
+    batch = random_batch(shipped("pascal_part_116").seen_subset(), batch_size=2, input=model.input).pin_memory()
+    trainer = Trainer(
+        model,
+        criterion=instantiate(config.criterion),
+        optimizer=instantiate(config.optimizer, model=model),
+        schedule=lambda _: 1.0,
+        loader=[batch],
+        vocabulary=batch.vocabulary,
+        iterations=1,
+        clip_norm=0.01,
+        precision=precision,
+    )
+    trainer.step(iter([batch]))
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            trainer.step(iter([batch]))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    messages = [str(wait.message) for wait in waits if "synchroniz" in str(wait.message)]
+    assert len(messages) == 1, messages

@@ -1,0 +1,64 @@
+"""The check of a machine with GPUs, at tiny size on the CPU: what fails or takes too long leaves the rest alone."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def tool(load):
+    return load("gpu_check")
+
+
+def test_without_a_gpu_it_says_so_and_is_content(tool, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--output", str(tmp_path / "out")])
+    assert tool.main() == 0
+    assert "no usable GPU on this machine: nothing was checked" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.timeout(900)
+def test_every_step_counts_by_itself(tool, tmp_path):
+    chosen = [
+        tool.Step("errors", 300, ("no_such_model",)),
+        tool.Step("overfit", 0),
+        tool.Step("tests", 300),
+        tool.Step("errors", 300, ("clipseg_tiny",)),
+    ]
+    tool.check(chosen, device="cpu", output=tmp_path, minutes=12)
+    broken, slow, skipped, passed = json.loads((tmp_path / "gpu_check.json").read_text())["steps"]
+    assert broken["state"] == "failed" and "no_such_model" in broken["why"]
+    assert slow["state"] == "failed" and slow["why"] == "it took longer than 0 s"
+    assert skipped["state"] == "left out" and skipped["figures"] == {"skipped": "they need a GPU"}
+    assert passed["state"] == "passed" and set(passed["figures"]) == {"fp32", "compiled", "bf16"}
+    assert passed["figures"]["fp32"] == {"outputs": 0, "loss": 0, "gradients": 0}  # the CPU against itself
+    assert 0 < passed["figures"]["bf16"]["loss"] < 0.1
+    lines = (tmp_path / "gpu_check.md").read_text().splitlines()
+    assert len(lines) == 6 and lines[-1].startswith("| errors clipseg_tiny | passed |")
+
+
+def test_what_would_start_too_late_is_left_out(tool, tmp_path):
+    result = tool.check([tool.Step("overfit", 60)], device="cpu", output=tmp_path, minutes=0)
+    assert result["steps"][0]["state"] == "left out" and "0 minutes are over" in result["steps"][0]["why"]
+
+
+def test_the_plan_fits_into_its_time(tool):
+    plan = list(tool.steps("cuda"))
+    assert {step.name for step in plan} == set(tool.DO)
+    assert {step.arguments for step in plan if step.name == "train"} == {
+        (str(batch), str(count)) for batch in (1, 8, 32) for count in (116, 234, 1000)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_all_steps_pass_at_tiny_size(tool, tmp_path):
+    result = tool.check(list(tool.steps("cpu")), device="cpu", output=tmp_path, minutes=30)
+    assert {entry["state"] for entry in result["steps"]} <= {"passed", "left out"}, result
+    figures = {entry["step"]: entry.get("figures") for entry in result["steps"]}
+    assert figures["resume"]["killed_at"] < figures["resume"]["ended_at"] == 8
+    assert figures["processes"]["processes"] == 2
+    assert figures["train 1 20"]["images_per_second"] > 0 and 0 < figures["train 1 20"]["share_of_peak"] < 1
