@@ -45,7 +45,7 @@ def _cell(table: Table, row: Row, column: Column, options: Options, averagings: 
         content = results.read(folder)
         _check(folder, content, table=table, row=row, column=column, options=options)
         entry = content["protocols"][column.protocol]
-        averagings.add(entry["averaging"])
+        averagings |= {entry["averaging"]} if "averaging" in entry else set()  # instances have none
         if column.key not in entry["metrics"]:
             raise ValueError(
                 f"{folder / results.FILE_NAME} has no {column.key!r} under {column.protocol!r}; evaluate again"

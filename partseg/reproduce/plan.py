@@ -94,7 +94,7 @@ def jobs(table: Table, options: Options, *, iterations_of: dict[str, int]) -> It
         for seed in options.seeds:
             training = _train(row, seed, options, iterations=iterations_of[row.experiment])
             yield training
-            for protocol in PROTOCOLS:
+            for protocol in PROTOCOLS if table.evaluator is None else table.protocols:
                 yield _evaluate(table, row, seed=seed, protocol=protocol, options=options, training=training)
 
 
@@ -160,7 +160,8 @@ def _train(row: Row, seed: int, options: Options, *, iterations: int) -> Job:
 def _evaluate(table: Table, row: Row, *, seed: int, protocol: str, options: Options, training: Job) -> Job:
     directory = result_directory(table, row, seed=seed, protocol=protocol, options=options)
     checkpoint = training.directory / "checkpoints" / f"best_{protocol}.pt"
-    arguments = [*settings(row, options), "evaluator=tables", f"ckpt={checkpoint}", f"output={directory}"]
+    evaluator = table.evaluator or "tables"
+    arguments = [*settings(row, options), f"evaluator={evaluator}", f"ckpt={checkpoint}", f"output={directory}"]
     if table.cross_dataset and not options.smoke:
         arguments += [f"dataset={table_dataset(table, row)}", "cross_dataset=true"]
     words = command("eval_net", options, [quote(a) for a in arguments])
