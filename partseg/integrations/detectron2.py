@@ -315,7 +315,7 @@ def _class_names(vocabulary: Vocabulary) -> dict[str, Any]:
         "part_classes": list(vocabulary.parts),
         # as OV-PARTS calls them
         "obj_classes": list(vocabulary.objects),
-        "obj_base_classes": [n for n, seen in zip(vocabulary.objects, vocabulary.seen_of_object, strict=True) if seen],
+        "obj_base_classes": [n for n in vocabulary.objects if n not in vocabulary.unseen_objects],
         "base_classes": [n for n, seen in zip(names, vocabulary.seen, strict=True) if seen],
         "seen_classes": [n for n, seen in zip(names, vocabulary.seen, strict=True) if seen],
         "unseen_classes": [n for n, seen in zip(names, vocabulary.seen, strict=True) if not seen],

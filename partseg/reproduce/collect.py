@@ -45,7 +45,7 @@ def _cell(table: Table, row: Row, column: Column, options: Options, averagings: 
         content = results.read(folder)
         _check(folder, content, table=table, row=row, column=column, options=options)
         entry = content["protocols"][column.protocol]
-        averagings.add(entry["averaging"])
+        averagings |= {entry["averaging"]} if "averaging" in entry else set()  # instances have none
         try:
             value = _value(entry, column.key)
         except KeyError:

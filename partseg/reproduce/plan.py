@@ -100,7 +100,7 @@ def jobs(table: Table, options: Options, *, iterations_of: dict[str, int]) -> It
             training = _train(row, seed, options, iterations=iterations_of[row.experiment])
             if row.run_name not in trained:
                 yield training
-            for protocol in PROTOCOLS:
+            for protocol in PROTOCOLS if table.evaluator is None else table.protocols:
                 yield _evaluate(table, row, seed=seed, protocol=protocol, options=options, training=training)
         trained.add(row.run_name)
 
@@ -166,7 +166,7 @@ def _evaluate(table: Table, row: Row, *, seed: int, protocol: str, options: Opti
     arguments = [
         *settings(row, options),
         *row.evaluation,
-        "evaluator=tables",
+        f"evaluator={table.evaluator or 'tables'}",
         f"ckpt={checkpoint}",
         f"output={directory}",
     ]

@@ -70,6 +70,8 @@ class Table:
     published: Mapping[str, Any]
     cross_dataset: bool = False
     measure: bool = False
+    evaluator: str | None = None
+    """What scores the runs; None: both protocols of the paper, with everything that its tables need."""
 
     def published_value(self, row: Row, column: Column) -> float | None:
         """The paper's number for a cell, None where the paper has none."""
@@ -90,7 +92,7 @@ def load_table(path: str | Path) -> Table:
         known = sorted(p.stem for p in path.parent.glob("table*.yaml")) if path.parent.is_dir() else []
         raise FileNotFoundError(f"no table file {path}; there are {known or 'none beside it'}")
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    _check_keys(path, "table", data, {"title", "dataset", "columns", "rows"}, {"cross_dataset", "measure"})
+    _check_keys(path, "table", data, {"title", "dataset", "columns", "rows"}, {"cross_dataset", "measure", "evaluator"})
     published = yaml.safe_load((path.parent / PUBLISHED_FILE).read_text(encoding="utf-8"))
     return Table(
         name=path.stem,
@@ -100,6 +102,7 @@ def load_table(path: str | Path) -> Table:
         published=published,
         cross_dataset=bool(data.get("cross_dataset", False)),
         measure=bool(data.get("measure", False)),
+        evaluator=data.get("evaluator"),
     )
 
 

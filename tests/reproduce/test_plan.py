@@ -27,14 +27,26 @@ def make_checkpoint(directory: Path, iteration: int, *, evaluated: bool = True) 
 
 
 def test_each_run_is_trained_once_and_evaluated_per_protocol(root, tmp_path):
-    todo = plan(load_table(root / "scripts/tables/table1.yaml"), options(tmp_path))
-    assert [j.kind for j in todo].count("train") == 6  # three systems that are built, two seeds
-    assert [j.kind for j in todo].count("evaluate") == 12
+    table = load_table(root / "scripts/tables/table1.yaml")
+    todo = plan(table, options(tmp_path))
+    built = [row for row in table.rows if row.experiment is not None]
+    assert [j.kind for j in todo].count("train") == 2 * len(built)  # two seeds
+    assert [j.kind for j in todo].count("evaluate") == 4 * len(built)
     assert len({j.directory for j in todo}) == len(todo)
     assert not any(j.finished for j in todo)
-    lengths = {j.directory.parent.name: j.iterations for j in todo if j.kind == "train"}
-    published = {"clipseg": 20000, "cat_seg": 80000, "part_clipseg": 20000}
-    assert lengths == {f"{name}_pascal_part_116": length for name, length in published.items()}
+    lengths = {f"experiment={r.experiment}": compose("train", [f"experiment={r.experiment}"]) for r in built}
+    for job in todo:
+        if job.kind == "train":
+            assert job.iterations == lengths[next(w for w in job.command if w in lengths)].train.iterations
+
+
+def test_a_table_of_instances_is_scored_by_its_own_evaluator(root, tmp_path):
+    """VLPart's: average precision, on the checkpoint that was best under it."""
+    todo = plan(load_table(root / "scripts/tables/vlpart_pascal.yaml"), options(tmp_path))
+    evaluations = [job for job in todo if job.kind == "evaluate"]
+    assert len(evaluations) == 4  # base and all objects, two seeds
+    for job in evaluations:
+        assert "evaluator=parts_and_pixels" in job.command and job.checkpoint.name == "best_instances.pt"
 
 
 def test_only_what_is_missing_is_left(root, tmp_path):
@@ -145,4 +157,4 @@ def test_the_official_recipe_is_that_of_each_row(root, tmp_path):
         expected = compose("train", [experiment, f"recipe=official_{systems[-1]}"])
         for group in ("criterion", "augmentation", "model", "optimizer"):
             assert found[group] == expected[group]
-    assert systems == ["clipseg", "cat_seg", "part_clipseg"]
+    assert systems == [row.experiment.split("_pascal")[0] for row in table.rows if row.experiment is not None]

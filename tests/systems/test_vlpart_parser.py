@@ -1,4 +1,4 @@
-"""The parser: equal to the authors' at every seam, to loops, and from photos to labels that a training reads."""
+"""The parser: equal to the authors' at every seam and to literal loops; from photos to labels that a training reads."""
 
 import json
 from dataclasses import replace
