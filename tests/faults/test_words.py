@@ -58,7 +58,7 @@ def test_names_that_are_likely_not_meant_are_logged_once(caplog, owner, part, ad
 
 def test_ordinary_and_shipped_names_are_left_alone():
     assert hints(as_vocabulary({"dog": ["head", "dogtooth"], "door frame": ["door"]})) == ()
-    assert [hints(as_vocabulary(name)) for name in shipped_names()] == [()] * len(shipped_names())
+    assert not any(hints(as_vocabulary(name)) for name in shipped_names())
 
 
 def test_many_names_of_one_kind_are_counted():

@@ -73,7 +73,6 @@ class Cris(nn.Module):
     """
 
     weight_layouts = LAYOUTS
-    saves_memory = ("model.image_size=320",)
 
     def __init__(
         self,
