@@ -1,4 +1,4 @@
-"""OPS through the real tools, untrained: scores, names from another system, prediction, and labels for the next stage."""
+"""OPS through the real tools, untrained: scores, names of another system, a photo, labels for the next stage."""
 
 import json
 from dataclasses import replace
