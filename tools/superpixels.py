@@ -2,8 +2,8 @@
 
     python tools/superpixels.py dataset=pascal_part_116 eval.instances=classes
 
-All methods and parameters of partseg/evaluation/superpixels.py, one after another; needs the ops extra. Settings are
-those of configs/train.yaml, of which eval_dataset and eval are used. Writes
+All methods and parameters of partseg/evaluation/superpixels.py, one after another; needs the superpixels extra.
+Settings are those of configs/train.yaml, of which eval_dataset and eval are used. Writes
 output/<name>/superpixels/<method>/results.json; those that are there are kept.
 """
 

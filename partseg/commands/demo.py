@@ -154,6 +154,8 @@ class Page:
     def _mask(self, photo: Photo, vocabulary: Vocabulary, marks: str) -> np.ndarray | None:
         """Outlines, and the region of the predicted object under each click; None without marks."""
         mask, clicks = page.read_marks(marks, photo.size)
+        if clicks and self.segmenter.input.needs_object:
+            raise ValueError("This model finds no objects by itself: draw around the object instead of clicking on it")
         if clicks:
             labels = self.segmenter.predict(photo.image, vocabulary).labels  # type: ignore[union-attr]
             owners = np.append(vocabulary.object_of, -1)[labels]

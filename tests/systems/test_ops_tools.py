@@ -1,13 +1,15 @@
-"""OPS through the tools: trained, evaluated with and without names, labels made in stages, predicts on photos."""
+"""OPS through the real tools, untrained: scores, names of another system, a photo, labels for the next stage."""
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import partseg
 from partseg.data.coco_style import coco_style
 from partseg.data.mapper import TrainMapper
 from partseg.engine.build import evaluation_set
@@ -123,3 +125,25 @@ def test_labels_of_other_pictures_or_words_are_refused(run, tmp_path):
     (tmp_path / "shard-00000.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="1 categories are neither objects nor object-parts.*spaceship"):
         coco_style(tmp_path, "train", images=".", **words)
+
+
+def test_the_page_cuts_what_is_drawn_around(load, run, tmp_path):
+    """An outline is the object; a click needs a model that finds objects by itself."""
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "x.png")
+    (tmp_path / "downloads").mkdir()
+    segmenter = partseg.load(run[0], device="cpu")
+    page = load("demo").Page(segmenter, max_pixels=10_000, max_parts=3, folder=tmp_path / "downloads")
+    outline = json.dumps([{"outline": [[0.2, 0.2], [0.8, 0.2], [0.8, 0.8], [0.2, 0.8]]}])
+    asked = (str(tmp_path / "x.png"), "dog: head", "oracle_obj", "dog")
+    html, _, files = page.find_parts(*asked, outline)
+    assert "partseg-viewer" in html and "segment 1" in html
+    written = json.loads(next(Path(file) for file in files if file.endswith(".json")).read_text())
+    names = [each["name"] for each in written["segments"]]
+    assert (
+        names.count("dog") == 1 and "segment 1" in names and all(each["segmentation"] for each in written["segments"])
+    )
+    html, status, _ = page.find_parts(*asked, json.dumps([{"click": [0.5, 0.5]}]))
+    assert not html and "draw around the object" in status
+    _, status, _ = page.find_parts(str(tmp_path / "x.png"), "dog: head", "pred_all", None, "[]")
+    assert "cuts a given object into parts" in status
