@@ -6,11 +6,9 @@ returns `Prediction`s.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +32,7 @@ from partseg.requests import GivenMask, Request, object_map, per_image
 from partseg.structures import Sample
 from partseg.system import Explains, Words
 from partseg.utils.devices import autocast
+from partseg.utils.parallel import read_ahead
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.phrases import Phrases
 from partseg.vocabulary.words import VocabularyLike, as_vocabulary
@@ -182,7 +181,7 @@ class Segmenter:
 
         def generate() -> Iterator[PhotoPrediction]:
             batch: list[_Input] = []
-            read = _read_ahead(lambda request: self._read(request, asked), requests, ahead=batch_size)
+            read = read_ahead(lambda request: self._read(request, asked), requests, ahead=batch_size, threads=READERS)
             for request, future in read:
                 try:
                     batch.append(future.result())
@@ -350,16 +349,3 @@ class _Input:
     sample: Sample
     geometry: Geometry
     source: str
-
-
-def _read_ahead(
-    read: Callable[[Request], _Input], requests: Iterable[Request], *, ahead: int
-) -> Iterator[tuple[Request, Future[_Input]]]:
-    """Requests with their reading under way, in order; `ahead` of them are read while one is used."""
-    requests = iter(requests)
-    with ThreadPoolExecutor(READERS, thread_name_prefix="partseg-read") as pool:
-        waiting = deque((request, pool.submit(read, request)) for request in islice(requests, ahead))
-        while waiting:
-            done = waiting.popleft()
-            waiting.extend((request, pool.submit(read, request)) for request in islice(requests, 1))
-            yield done

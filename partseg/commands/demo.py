@@ -33,7 +33,7 @@ from partseg.utils import arguments, page
 from partseg.utils.files import scratch_folder
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.phrases import Phrases
-from partseg.vocabulary.words import as_vocabulary, hints, vocabulary_of_text
+from partseg.vocabulary.words import as_vocabulary, hints, text_of_vocabulary, vocabulary_of_text
 
 if TYPE_CHECKING:
     import gradio
@@ -318,7 +318,7 @@ def main(options: Options) -> int:
         from starlette.middleware import Middleware
     except ImportError:
         raise ImportError("the page needs gradio: pip install gradio") from None
-    words = WORDS if options.vocabulary is None else to_text(as_vocabulary(options.vocabulary))
+    words = WORDS if options.vocabulary is None else text_of_vocabulary(as_vocabulary(options.vocabulary))
     segmenter = api.load(options.ckpt, options.device, plugins=options.plugins)
     max_pixels = int(options.max_megapixels * 1e6)
     actions = Page(segmenter, max_pixels=max_pixels, max_parts=options.max_parts, folder=folder)
@@ -337,14 +337,6 @@ def main(options: Options) -> int:
         app_kwargs={"middleware": [Middleware(StayHome)]},
     )
     return 0
-
-
-def to_text(vocabulary: Vocabulary) -> str:
-    """A vocabulary as lines of text."""
-    parts: dict[str, list[str]] = {}
-    for owner, part in vocabulary.pairs:
-        parts.setdefault(owner, []).append(part)
-    return "\n".join(f"{owner}: {', '.join(names)}" for owner, names in parts.items())
 
 
 def command() -> int:

@@ -23,7 +23,7 @@ from partseg.utils import targets
 from partseg.utils.archive import load_tensors
 from partseg.utils.config import instantiate, renamed, stored
 from partseg.utils.errors import ForeignFileError
-from partseg.utils.files import json_bytes, sha256_of, sync_folder, write_atomic
+from partseg.utils.files import json_bytes, link_to, sha256_of, sync_folder, write_atomic
 from partseg.vocabulary.names import Vocabulary
 from partseg.weights.load import LoadReport, load_weights
 
@@ -104,7 +104,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(iteration)
         _write(state, path)
-        _link(self.latest, path)
+        link_to(self.latest, path)
         self._prune()
         return path
 
@@ -123,7 +123,7 @@ class Checkpoints:
         A best checkpoint of a later iteration belongs to what is run again now and is forgotten, like one without file.
         """
         if not self.latest.is_file() and self.path(iteration).is_file():
-            _link(self.latest, self.path(iteration))
+            link_to(self.latest, self.path(iteration))
         best = self.best()
         for metric, entry in best.items():
             link, path = self._best_link(metric), self.folder / entry["file"]
@@ -144,7 +144,7 @@ class Checkpoints:
     def _set_best(self, best: Mapping[str, Mapping[str, Any]]) -> None:
         write_atomic(self.folder / "best.json", json_bytes(best, indent=1), durable=True)
         for metric, entry in best.items():
-            _link(self._best_link(metric), self.folder / entry["file"])
+            link_to(self._best_link(metric), self.folder / entry["file"])
 
     def _best_link(self, metric: str) -> Path:
         return self.folder / f"best_{metric.split('/')[0]}.pt"
@@ -339,15 +339,6 @@ def _write(state: Mapping[str, Any], path: Path) -> None:
         ) from error
     temporary.replace(path)
     sync_folder(path.parent)
-
-
-def _link(link: Path, target: Path) -> None:
-    """Relative symbolic link, replaced in one move so that it always leads to a complete file."""
-    temporary = link.with_name(f".{link.name}.part")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    temporary.replace(link)
-    sync_folder(link.parent)
 
 
 def _first_difference(saved: Vocabulary, own: Vocabulary) -> str:

@@ -107,3 +107,12 @@ def _temporary(path: Path) -> Path:
     """Always the same name for the same file, so that a run after a kill cleans up what the killed one left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+
+
+def link_to(link: Path, target: Path) -> None:
+    """Relative symbolic link, replaced in one move so that it always leads to a complete file."""
+    temporary = link.with_name(f".{link.name}.part")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.replace(link)
+    sync_folder(link.parent)

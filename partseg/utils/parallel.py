@@ -1,4 +1,4 @@
-"""One function over many items in several processes, with a progress bar; results come as they are ready."""
+"""One function over many items: in several processes, with a progress bar, or ahead of their use in threads."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
+from itertools import islice
 from typing import TypeVar
 
 from rich.console import Console
@@ -88,3 +97,16 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def read_ahead(
+    read: Callable[[ItemT], ResultT], items: Iterable[ItemT], *, ahead: int, threads: int
+) -> Iterator[tuple[ItemT, Future[ResultT]]]:
+    """Items with their reading under way, in order; `ahead` of them are read while one is used."""
+    items = iter(items)
+    with ThreadPoolExecutor(threads, thread_name_prefix="partseg-read") as pool:
+        waiting = deque((item, pool.submit(read, item)) for item in islice(items, ahead))
+        while waiting:
+            done = waiting.popleft()
+            waiting.extend((item, pool.submit(read, item)) for item in islice(items, 1))
+            yield done

@@ -49,6 +49,14 @@ def named(words: str) -> Vocabulary:
     return as_vocabulary(words)
 
 
+def text_of_vocabulary(vocabulary: Vocabulary) -> str:
+    """A line per object, as `vocabulary_of_text` reads them."""
+    parts: dict[str, list[str]] = {}
+    for owner, part in vocabulary.pairs:
+        parts.setdefault(owner, []).append(part)
+    return "\n".join(f"{owner}: {', '.join(names)}" for owner, names in parts.items())
+
+
 def vocabulary_of_text(text: str) -> Vocabulary:
     """As `as_vocabulary`, but text is never taken for a file name and nothing is logged: for what strangers type."""
     name = text.strip()
