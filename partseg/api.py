@@ -310,7 +310,7 @@ class Segmenter:
         labels: Int[np.ndarray, "h w"] | Int[Tensor, "h w"],
         vocabulary: VocabularyLike | None = None,
     ) -> dict[str, Float[np.ndarray, "rows columns"]]:
-        """Part name -> where the network looks for it, on the token grid; ValueError for systems that do not show it."""
+        """Part name -> where the network looks for it, on its grid; ValueError for systems that do not show it."""
         words = self.words(vocabulary)
         self._check(words, "pred_all", 1, return_scores=False, attention=True)
         assert isinstance(words, Vocabulary)
