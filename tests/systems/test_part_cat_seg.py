@@ -51,7 +51,7 @@ def tiny(name="part_cat_seg", *overrides):
 # Layers ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("pooling", [1, 2])
 @torch.no_grad()
-def test_class_attention_is_a_loop_over_pairs(pooling):
+def test_class_attention_is_a_loop_over_pairs(pooling, monkeypatch):
     """Every key spends a weight of one on the queries; what a query was given is brought to a mean."""
     dim, width, heads, classes = 8, 4, 2, 5
     layer = shaken(CompetingClassLayer(dim, width, heads=heads, pooling=pooling))
@@ -73,8 +73,10 @@ def test_class_attention_is_a_loop_over_pairs(pooling):
                 mixed[0, :, row, column, part] = weight @ values
     expected = x + layer.finish(pooled, mixed.unflatten(-1, (heads, -1)), size=(4, 4))
     torch.testing.assert_close(layer(x, guidance), expected, atol=1e-5, rtol=1e-5)
-    in_place = layer(x.clone(), guidance, chunks=[slice(0, 2), slice(2, 5)])
-    torch.testing.assert_close(in_place, expected, atol=1e-5, rtol=1e-5)
+    for scores_at_once in (1 << 23, 1):  # all cells, one cell
+        monkeypatch.setattr("partseg.systems.part_cat_seg.classes.SCORES", scores_at_once)
+        in_place = layer(x.clone(), guidance, chunks=[slice(0, 2), slice(2, 5)])
+        torch.testing.assert_close(in_place, expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

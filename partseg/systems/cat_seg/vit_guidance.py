@@ -72,8 +72,8 @@ class VitGuidance(nn.Module):
 def resized_table(table: Float[Tensor, "1 N C"], grid: tuple[int, int]) -> Float[Tensor, "1 n C"]:
     """A table of square native size for another grid, tokens before the patches kept.
 
-    As DINOv2's own code does it: bicubic, no antialias, and scaled by (cells + 0.1) / native cells, which timm's and
-    transformers' resampling differ from by 5e-3 in the features at 448 pixels.
+    As DINOv2's own code does it: bicubic, no antialias, and scaled by (cells + 0.1) / native cells; timm's resampling
+    gives other tokens.
     """
     native = int(table.shape[1] ** 0.5)
     if grid == (native, native):

@@ -15,6 +15,8 @@ from torch import Tensor
 from partseg.systems.cat_seg.classes import ClassLayer
 
 EPS = 1e-8
+SCORES = 1 << 23
+"""Scores of classes with classes at once, without gradients: 32 MB, of which softmax and its scaling make three."""
 
 
 class CompetingClassLayer(ClassLayer):
@@ -25,14 +27,16 @@ class CompetingClassLayer(ClassLayer):
     ) -> Tensor:
         """The maps [B, T, h, w, D] of all classes; with `chunks` (no gradients) in place.
 
-        Then a row of cells is attended to at a time: T x T scores of all cells would outgrow the volume.
+        Then a few cells are attended to at a time: T x T scores of all cells would outgrow the volume.
         """
         guidance = guidance[:, :, None, None]
         pooled = self.pool(x)
         if not chunks:
             return x + self.finish(pooled, _attend(*self.project(pooled, guidance)), size=x.shape[2:4])
-        rows = [_attend(*self.project(row, guidance)) for row in pooled.split(1, dim=2)]
-        mixed = torch.cat(rows, dim=2)
+        cells = pooled.flatten(2, 3).unsqueeze(2)
+        some = cells.split(max(1, SCORES // (len(x) * self.heads * x.shape[1] ** 2)), dim=3)
+        mixed = torch.cat([_attend(*self.project(each, guidance)) for each in some], dim=3)
+        mixed = mixed.squeeze(2).unflatten(2, pooled.shape[2:4])
         for c in chunks:
             x[:, c] += self.finish(pooled[:, c], mixed[:, c], size=x.shape[2:4])
         return x
