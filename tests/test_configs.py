@@ -53,7 +53,9 @@ def test_top_level_file_composes(name):
 
 @pytest.mark.parametrize("override", RUNS)
 def test_run_composes_and_binds(override):
-    cfg = composed(override)
+    """A recipe sets keys of its own system's model."""
+    system = override.partition("=official_")[2]
+    cfg = composed(*([f"model={system}"] if system else []), override)
     config.bind(cfg)
     assert cfg.name and {metric.split("/")[0] for metric in cfg.best.metrics} <= set(cfg.evaluator)
 
