@@ -108,19 +108,6 @@ def constant(iteration: int, *, warmup_iterations: int = 0, warmup_factor: float
     return warmup(iteration, warmup_iterations, warmup_factor)
 
 
-def multistep(
-    iteration: int,
-    *,
-    milestones: Sequence[int],
-    gamma: float = 0.1,
-    warmup_iterations: int = 0,
-    warmup_factor: float = 1.0,
-) -> float:
-    """Factor `gamma` for every milestone that is reached, times a linear warm-up."""
-    reached = sum(iteration >= milestone for milestone in milestones)
-    return warmup(iteration, warmup_iterations, warmup_factor) * gamma**reached
-
-
 def warmup(iteration: int, iterations: int, factor: float) -> float:
     """`factor` at iteration 0, 1 from `iterations` on, linear between."""
     return 1.0 if iteration >= iterations else factor + (1 - factor) * iteration / iterations

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from partseg.engine.optim import adamw, constant, cosine, multistep, param_groups, poly, sgd
+from partseg.engine.optim import adamw, constant, cosine, param_groups, poly, sgd, steps
 from partseg.utils.config import compose, instantiate
 
 
@@ -62,6 +62,10 @@ def test_schedules():
     assert [constant(i, warmup_iterations=4, warmup_factor=0.2) for i in (0, 2, 4, 9)] == pytest.approx(
         [0.2, 0.6, 1, 1]
     )
-    assert [multistep(i, milestones=[3, 5], warmup_iterations=2, warmup_factor=0.5) for i in (0, 1, 2, 3, 5)] == (
-        pytest.approx([0.5, 0.75, 1, 0.1, 0.01])
+
+
+def test_steps_drop_at_shares_of_the_run_after_a_warm_up():
+    settings = {"iterations": 100, "at": [0.6, 0.8], "warmup_iterations": 10, "warmup_factor": 0.001}
+    assert [steps(i, **settings) for i in (0, 10, 59, 60, 79, 80, 99)] == pytest.approx(
+        [0.001, 1, 1, 0.1, 0.1, 0.01, 0.01]
     )
