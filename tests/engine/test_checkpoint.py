@@ -35,7 +35,8 @@ def test_what_is_saved_comes_back(tmp_path, tiny, parts):
     save(checkpoints, parts, 2, ema=ema)
     for path in (tmp_path, tmp_path / "checkpoints", checkpoints.latest, checkpoints.path(2)):
         state = load(path)
-        assert set(state) == {"format", "iteration", "model", "optimizer", "config", "vocabulary", "synthetic", "ema"}
+        keys = {"format", "iteration", "model", "optimizer", "config", "vocabulary", "synthetic", "ema", "trained"}
+        assert set(state) == keys
     model = tiny.TinyNet()
     other = {"model": model, "optimizer": adamw(model, lr=5e-4, weight_decay=0.1), "vocabulary": parts["vocabulary"]}
     assert restore(state, **other, ema=Ema(model, decay=0.9)) == 2
