@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from inspect import signature
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -244,14 +245,13 @@ class Trainer:
 def _distribute(model: nn.Module) -> nn.Module:
     if distributed.world_size() == 1:
         return model
-    return DistributedDataParallel(
-        model,
-        gradient_as_bucket_view=True,
-        # buffers are constants, which need no broadcast in every step, but for the statistics of batch normalisation
-        broadcast_buffers=any(isinstance(module, _NormBase) for module in model.modules()),
-        # micro-batches of a mixture and sampled prompts take other branches from step to step
-        static_graph=False,
-    )
+    # torch 2.15 gave the option another name
+    names = signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    # buffers are constants, which need no broadcast in every step, but for the statistics of batch normalisation
+    changing: dict[str, Any] = {option: any(isinstance(module, _NormBase) for module in model.modules())}
+    # no static_graph: micro-batches of a mixture and sampled prompts take other branches from step to step
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **changing)
 
 
 def _reaching_all(loss: Tensor, model: nn.Module) -> Tensor:

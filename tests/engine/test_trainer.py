@@ -345,7 +345,7 @@ def test_buffers_are_broadcast_where_training_changes_them(tiny, monkeypatch, no
     monkeypatch.setattr(trainer_module, "DistributedDataParallel", lambda model, **options: given.update(options))
     monkeypatch.setattr(trainer_module.distributed, "world_size", lambda: 2)
     trainer_module._distribute(with_batch_norm(tiny) if norm else tiny.TinyNet())
-    assert given == {"gradient_as_bucket_view": True, "broadcast_buffers": broadcast, "static_graph": False}
+    assert given == {"gradient_as_bucket_view": True, "broadcast_buffers": broadcast}
 
 
 def test_what_a_network_draws_follows_from_seed_step_and_rank(tiny, monkeypatch):

