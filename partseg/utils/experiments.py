@@ -51,15 +51,31 @@ def parse(name: str, folders: Sequence[Path]) -> Experiment | None:
 
 
 def register(folders: Sequence[Path]) -> None:
-    """Let Hydra know the composed experiments, so that they are choices like files: in sweeps, lists and errors."""
+    """Let Hydra know the composed experiments, so that they are choices like files: in sweeps, lists and errors.
+
+    Once for the same files: hundreds of names take a quarter of a second, which every composition would wait for.
+    """
+    files = [path for folder in folders for path in (folder / "train.yaml", *folder.glob("*/*.yaml")) if path.is_file()]
+    state = tuple((str(path), path.stat().st_mtime_ns) for path in files)
+    if state not in _registered:
+        _registered[:] = [state]
+        _register(folders)
+
+
+_registered: list[tuple[tuple[str, int], ...]] = []
+"""The files that were registered last."""
+
+
+def _register(folders: Sequence[Path]) -> None:
     store = ConfigStore.instance()
+    best = {system: _best(folders, system) for system in stems(folders, GROUP)}
     for each in experiments(folders):
         defaults: list[Any] = [each.system, {"override /dataset": each.dataset}]
         if each.evaluated is not None:
             defaults.append({"override /dataset@eval_dataset": each.evaluated})
         node: dict[str, Any] = {"defaults": defaults}
         if each.evaluated is not None or FEW_SHOTS in each.dataset:  # nothing is unseen, so no harmonic mean is defined
-            node["best"] = {"metrics": [name.removesuffix("_harmonic") for name in _best(folders, each.system)]}
+            node["best"] = {"metrics": [name.removesuffix("_harmonic") for name in best[each.system]]}
         store.store(group=GROUP, name=each.name, package="_global_", node=node, provider="partseg")
 
 
