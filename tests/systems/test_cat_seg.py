@@ -404,7 +404,7 @@ def test_a_vocabulary_larger_than_the_class_attention_is_refused():
         model.encode_text(WORDS)
 
 
-def test_start_weights_that_are_not_there_are_named(load, tmp_path):
+def test_start_weights_that_are_not_there_are_named(load, tmp_path, toy_run):
     config = compose(
         "train",
         [
@@ -412,6 +412,7 @@ def test_start_weights_that_are_not_there_are_named(load, tmp_path):
             "model=cat_seg_tiny",
             "launch.num_gpus=0",
             f"output_root={tmp_path}",
+            f"data_root={toy_run.parent / 'data'}",
             "name=run",
         ],
     )

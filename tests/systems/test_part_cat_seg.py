@@ -358,7 +358,7 @@ def test_cat_seg_guided_by_dinov2_starts_from_the_same_file(tmp_path):
         export_weights(model, CAT_SEG)
 
 
-def test_start_weights_are_several_files(tmp_path, load):
+def test_start_weights_are_several_files(tmp_path, load, toy_run):
     """CAT-Seg's file and DINOv2's, one after the other; one that is absent is named before anything is trained."""
     first, path = start_file(tmp_path)
     dino = tiny()
@@ -384,6 +384,7 @@ def test_start_weights_are_several_files(tmp_path, load):
             "model=part_cat_seg_tiny",
             "launch.num_gpus=0",
             f"output_root={tmp_path}",
+            f"data_root={toy_run.parent / 'data'}",
             "name=run",
         ],
     )

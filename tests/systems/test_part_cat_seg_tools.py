@@ -30,7 +30,8 @@ def test_one_command_each(choice, data_root, tmp_path, load):
     system, own = CHOICES[choice]
     overrides = [
         f"experiment={system}_toy_pascal_part_116", f"model={system}_tiny", f"data_root={data_root}",
-        f"output_root={tmp_path}", "name=run", "init_from=null", "launch.num_gpus=0", "model.image_size=64",
+        f"output_root={tmp_path}", "name=run", "init_from=null", "allow_random=true",
+        "launch.num_gpus=0", "model.image_size=64",
         "train.iterations=2", "train.batch_size=2", "train.num_workers=0", "eval.num_workers=0", "eval.batch_size=2",
         "hooks.log.every=1", "hooks.evaluate.every=2", "hooks.visualize.every=2", "hooks.checkpoint.every=2", *own,
     ]  # fmt: skip
