@@ -42,6 +42,7 @@ class Predictor:
     ) -> None:
         if prompts not in ("all", "present"):
             raise ValueError(f"predictor.prompts={prompts!r} is not 'all' or 'present'")
+        check_precision(precision, device=torch.device("cpu"), key="predictor.precision")
         if class_chunk is not None and class_chunk < 1:
             raise ValueError(f"predictor.class_chunk={class_chunk} must be at least 1, or null to choose by memory")
         if object_first and prompts == "present":

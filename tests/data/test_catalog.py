@@ -49,7 +49,8 @@ def test_augmentations_build(path):
     assert isinstance(mapper, TrainMapper)
     official = path.stem == "official"
     assert (mapper.channel_order, mapper.short_edges) == (("bgr", (800,)) if official else ("rgb", ()))
-    assert mapper.unseen_as_background == official and mapper.size == (352, 352)
+    size = {"one_object": 512}.get(path.stem, 352)
+    assert mapper.unseen_as_background == official and mapper.size == (size, size)
 
 
 def test_vocabulary_reads_no_data():

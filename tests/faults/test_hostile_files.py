@@ -465,4 +465,5 @@ def test_the_list_of_a_file_is_what_the_yaml_files_name():
         checked = config.stored(node, group="model")
         assert OmegaConf.to_container(checked) == node
     refused(lambda: config.stored({"_target_": "partseg.data.pascal_part.pascal_part_116"}, group="model"), "'model'")
+    node = OmegaConf.to_container(config.compose("train", ["model=part_clipseg"]).model)
     assert checkpoint.START.keys() <= node["backbone"].keys()

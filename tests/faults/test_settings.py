@@ -45,6 +45,7 @@ BAD = {
 BAD_ELSEWHERE = {
     "eval": {
         "ckpt": ["null", "''"],
+        "names": ["''"],
         "output": ["''"],
         "cross_dataset": ["maybe"],
         "plots": ["1"],
