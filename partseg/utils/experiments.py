@@ -68,8 +68,9 @@ _registered: list[tuple[tuple[str, int], ...]] = []
 
 def _register(folders: Sequence[Path]) -> None:
     store = ConfigStore.instance()
-    best = {system: _best(folders, system) for system in stems(folders, GROUP)}
-    for each in experiments(folders):
+    composed = experiments(folders)
+    best = {system: _best(folders, system) for system in {each.system for each in composed}}
+    for each in composed:
         defaults: list[Any] = [each.system, {"override /dataset": each.dataset}]
         if each.evaluated is not None:
             defaults.append({"override /dataset@eval_dataset": each.evaluated})
