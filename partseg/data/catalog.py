@@ -36,9 +36,20 @@ def get(
     return instantiate(node(name, root=root, data_root=data_root), split=split, **overrides)
 
 
+def single_names() -> tuple[str, ...]:
+    """Names of the data sets with one vocabulary, that is, without mixtures."""
+    return tuple(name for name in names() if "vocabulary" in node(name))
+
+
 def vocabulary(name: str) -> Vocabulary:
-    """The vocabulary that numbers the labels of data set `name`; nothing of the data set is read."""
-    return shipped(node(name)["vocabulary"])
+    """The vocabulary that numbers the labels of data set `name`; nothing of the data set is read.
+
+    ValueError for a mixture, whose sources have their own.
+    """
+    found = node(name)
+    if "vocabulary" not in found:
+        raise ValueError(f"data set {name!r} is a mixture, whose sources have their own vocabularies")
+    return shipped(found["vocabulary"])
 
 
 def node(name: str, *, root: str | Path | None = None, data_root: str | Path = "data") -> DictConfig:

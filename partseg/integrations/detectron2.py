@@ -74,7 +74,7 @@ def register_datasets(root: str | Path | None = None, *, names: Sequence[str] | 
     entries, no one else's.
     """
     folder = Path(root if root is not None else os.environ.get("DETECTRON2_DATASETS", "data"))
-    chosen = names or catalog.names()
+    chosen = names or catalog.single_names()
     registered = [_register(f"{PREFIX}{n}_{split}", n, split, folder) for n in chosen for split in SPLITS]
     for alias, (name, split) in ALIASES.items():
         if name in chosen and (alias not in DatasetCatalog or hasattr(MetadataCatalog.get(alias), "partseg_dataset")):
