@@ -3,5 +3,6 @@
 # usage: bash scripts/reproduce_vlpart.sh [--dry-run] [--smoke] [--seeds 1,2,3] [--num-gpus N]   (--help lists all)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[[ " $* " == *" --dry-run "* ]] && export partseg_no_install=1 # it only prints commands
 source scripts/env.sh "" # without the empty argument it would read ours
 exec python tools/reproduce_table.py scripts/tables/vlpart_pascal.yaml "$@"

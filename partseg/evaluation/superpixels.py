@@ -102,5 +102,5 @@ def _skimage() -> Any:
         import skimage.graph
         import skimage.segmentation
     except ImportError as error:
-        raise ImportError("superpixels are scikit-image's: pip install 'partseg[superpixels]'") from error
+        raise ImportError("superpixels are scikit-image's: pip install scikit-image") from error
     return skimage

@@ -102,7 +102,7 @@ def test_registering_is_stable_and_harmless_twice(bridge, data_root):
     names = bridge.register_datasets(data_root)
     assert names == bridge.register_datasets(data_root)
     assert all(name.startswith("partseg_") for name in names)
-    assert len(set(names)) == 2 * len(catalog.names())
+    assert len(set(names)) == 2 * len(catalog.single_names())
     metadata = bridge.MetadataCatalog.get("partseg_pascal_part_116_train")
     assert len(metadata.stuff_classes) == len(metadata.stuff_colors) == 116
     assert (len(metadata.seen_classes), len(metadata.unseen_classes)) == (74, 42)

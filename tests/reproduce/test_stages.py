@@ -52,10 +52,8 @@ def test_stages_become_commands_in_folders_of_their_own(recipe, tmp_path):
     assert f"init_from={folder}/teacher/checkpoints/best_pred_all.pt" in student
     assert any(f"{folder}/labels/shard-*.json" in word for word in student)
     assert {"experiment=clipseg_pascal_part_116", f"ckpt={folder}/student/checkpoints/best_pred_all.pt"} <= set(score)
-    line = (
-        "job_2=$(sbatch --parsable --dependency=afterok:$job_1 scripts/slurm.sh tools/export_predictions.py experiment="
-    )
-    assert todo[1].slurm(2, after=1).startswith(line)
+    after = "--dependency=afterok:$job_1 scripts/slurm.sh tools/export_predictions.py experiment="
+    assert todo[1].slurm(2, after=1).startswith(f"job_2=$(sbatch --parsable {after}")
     assert not any(job.finished for job in todo)
 
 

@@ -37,7 +37,7 @@ def import_transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ImportError("this system's network is transformers' Mask2Former: pip install 'partseg[ops]'") from error
+        raise ImportError("this system's network is transformers' Mask2Former: pip install transformers") from error
     return transformers
 
 
