@@ -36,7 +36,7 @@ def test_names_of_the_grid_differ():
 
 @pytest.mark.parametrize("method", GRID, ids=title)
 def test_a_method_finds_the_two_halves(method):
-    pytest.importorskip("skimage", reason="superpixels are scikit-image's (pip install 'partseg[superpixels]')")
+    pytest.importorskip("skimage", reason="superpixels are scikit-image's (pip install scikit-image)")
     image, square, dot = picture()
     found = cut(method, image, [square, dot])
     assert np.array_equal(found.masks().sum(0), square | dot)

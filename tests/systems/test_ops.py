@@ -30,7 +30,7 @@ TINY = Mask2FormerShape(
 )
 WORDS = Vocabulary.from_mapping({"dog": ["head", "tail"], "cat": ["head"]})
 
-pytest.importorskip("transformers", reason="the network is transformers' Mask2Former (pip install 'partseg[ops]')")
+pytest.importorskip("transformers", reason="the network is transformers' Mask2Former (pip install transformers)")
 
 
 def numbers(name: str) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from partseg.losses.criterion import loss_of
 from partseg.structures import collate
 from partseg.utils.config import compose, instantiate
 
-pytest.importorskip("transformers", reason="the network is transformers' Mask2Former (pip install 'partseg[ops]')")
+pytest.importorskip("transformers", reason="the network is transformers' Mask2Former (pip install transformers)")
 
 
 @pytest.fixture(scope="module")
