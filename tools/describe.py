@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from partseg.engine.benchmark.cost import Cost, forward_cost, made_up_vocabulary
+from partseg.engine.build import HasUnused
 from partseg.utils.arguments import run
 from partseg.utils.config import compose, instantiate
 from partseg.vocabulary.words import as_vocabulary
@@ -44,15 +45,22 @@ def main(options: Options) -> int:
     if options.save_memory:
         node = compose("train", [f"model={options.model}", *getattr(model, "saves_memory", ())]).model
     print(trainable_table(model))
-    unused = sum(p.numel() for name, p in model.named_parameters() if name in model.unused_parameters())
-    print(f"of these, {unused:,} reach no output\n")
+    if isinstance(model, HasUnused):
+        unused = sum(p.numel() for name, p in model.named_parameters() if name in model.unused_parameters())
+        print(f"of these, {unused:,} reach no output\n")
 
     full = as_vocabulary(options.vocabulary)
     vocabularies = [full.seen_subset(), *([full] if not full.seen.all() else [])]
     vocabularies += [made_up_vocabulary(int(count)) for count in options.classes.split(",") if count.strip()]
     print(row("vocabulary", "classes", "text GFLOP", "GFLOP/image", "text MiB", "MiB/image", "MiB/batch"))
     for vocabulary in vocabularies:
-        cost = forward_cost(lambda: instantiate(node), vocabulary, image_size=options.image_size)
+        try:
+            cost = forward_cost(lambda: instantiate(node), vocabulary, image_size=options.image_size)
+        except (ValueError, RuntimeError) as error:  # phrases; proposals, whose number depends on the picture
+            print(
+                f"not counted for this system, whose work depends on what it is shown ({type(error).__name__}: {error})"
+            )
+            return 0
         print(describe(cost, options.batch_size))
     print(
         "forward only (training is about three times as much); MiB is what backward needs in fp32, for a batch of "
