@@ -45,9 +45,9 @@ def main(options: Options) -> int:
     if options.save_memory:
         node = compose("train", [f"model={options.model}", *getattr(model, "saves_memory", ())]).model
     print(trainable_table(model))
-    if isinstance(model, HasUnused):
-        unused = sum(p.numel() for name, p in model.named_parameters() if name in model.unused_parameters())
-        print(f"of these, {unused:,} reach no output\n")
+    never_read = model.unused_parameters() if isinstance(model, HasUnused) else frozenset()
+    unused = sum(p.numel() for name, p in model.named_parameters() if name in never_read)
+    print(f"of these, {unused:,} reach no output\n")
 
     full = as_vocabulary(options.vocabulary)
     vocabularies = [full.seen_subset(), *([full] if not full.seen.all() else [])]
