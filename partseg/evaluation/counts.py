@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from partseg.evaluation import boundary, metrics
-from partseg.evaluation.metrics import Averaging, percent, percents
+from partseg.evaluation.metrics import Averaging, Split, percent, percents
 from partseg.vocabulary.names import Vocabulary
 
 
@@ -60,9 +60,9 @@ class Counts:
             found[rule] = Measure(rule, values, ~np.isnan(values))
         return {key: found[key] for key in found if key in self.metrics or key == "iou"}
 
-    def averages(self) -> dict[str, dict[str, metrics.Split]]:
+    def averages(self) -> dict[str, dict[str, Split]]:
         """measure -> averaging rule -> {all, seen, unseen, harmonic} in percent; recall and D2_RULES have one rule."""
-        means: dict[str, dict[str, metrics.Split]] = {}
+        means: dict[str, dict[str, Split]] = {}
         seen = self.vocabulary.seen
         for key, measure in self.measures().items():
             rules = metrics.AVERAGINGS if key in ("iou", "boundary_iou") else ("present",)
@@ -132,7 +132,7 @@ class Counts:
             for k, (owner, part) in enumerate(self.vocabulary.pairs)
         ]
 
-    def _without_background_predictions(self) -> dict[str, metrics.Split]:
+    def _without_background_predictions(self) -> dict[str, Split]:
         kept = metrics.without_background_predictions(self.confusion)
         iou, in_truth, seen = metrics.iou(kept), metrics.present(kept), self.vocabulary.seen
         return {rule: percents(metrics.split(iou, in_truth, seen, averaging=rule)) for rule in metrics.AVERAGINGS}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from partseg.geometry import Size
 from partseg.structures import Batch
 from partseg.vocabulary.names import Vocabulary
 
