@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a small PartCLIPSeg on drawn pictures: install, draw the synthetic data, train from random weights,
-# evaluate under both protocols, compare with two plain baselines, show. No download but the packages.
+# From nothing to a small PartCLIPSeg on drawn pictures: install, draw the synthetic data, train from a small CLIP that
+# comes with partseg, evaluate, compare with two plain baselines, show. No download but the packages.
 # usage: bash scripts/quickstart.sh [overrides of configs/train.yaml, e.g. train.iterations=200]
 # Everything that is finished is kept; after Ctrl-C the same command goes on from the last checkpoint.
 set -euo pipefail
@@ -39,6 +39,6 @@ Done in $((SECONDS - started)) s. Where everything lies:
 What to run next:
   python tools/train_net.py --help                         all groups and choices
   python tools/train_net.py experiment=toy_clipseg         the baseline CLIPSeg on the same pictures
-  bash scripts/toy_ablation.sh                             which parts of PartCLIPSeg matter here (an hour and a half)
+  bash scripts/toy_table.sh                                every system on the same pictures, three seeds (hours)
   datasets/README.md                                       the real data sets, then experiment=part_clipseg_pascal_part_116
 END

@@ -1,11 +1,10 @@
-"""What the attention terms did in the runs of scripts/toy_ablation.sh: their values beside the scores.
+"""What the attention terms did in the runs of scripts/toy_table.sh: their values beside the scores.
 
-    python tools/toy_attention.py output/toy_ablation --data data/ToyPascalPart116
+    python tools/toy_attention.py output/toy_table --data data/ToyPascalPart116
 
 Separation is the share of attended cells that two or more parts of an object attend to; enhancement is one minus the
 least attention that any part of an object gets inside itself (docs/losses.md). Lower is what each term asks for.
-Reads <folder>/<system>/seed<k>, all systems but CLIPSeg, which has no prompts of parts alone; writes
-<folder>/attention.md.
+Reads <folder>/<system>/seed<k> of PartCLIPSeg and its ablations; writes <folder>/attention.md.
 """
 
 import sys
@@ -17,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
-from toy_ablation import SYSTEMS, standard_error  # the tool beside this one
+from toy_table import ABLATION, standard_error  # the tool beside this one
 
 from partseg.data import catalog
 from partseg.data.dataset import PartSegDataset
@@ -59,17 +58,17 @@ def measure(folder: Path, data: Path, console: Console) -> Values:
     runs = [
         (system.name, path.parent)
         for system in sorted(folder.iterdir())
-        if system.name != "clipseg"
+        if system.name in ABLATION
         for path in sorted(system.glob("seed*/results.json"))
     ]
     if not runs:
-        raise FileNotFoundError(f"no <system>/seed<k>/results.json under {folder}: run scripts/toy_ablation.sh")
+        raise FileNotFoundError(f"no <system>/seed<k>/results.json under {folder}: run scripts/toy_table.sh")
     rows: dict[str, list[list[float]]] = {}
     for system, run in track(runs, "attention terms", console=console):
         scores = results.read(run)["protocols"]["oracle_obj"]["metrics"]
         terms = attention_terms(run, data)
         rows.setdefault(system, []).append([*terms, *(scores[f"mIoU_{split}"] for split in SPLITS)])
-    order = {name: place for place, name in enumerate(SYSTEMS)}
+    order = {name: place for place, name in enumerate(ABLATION)}
     return {name: np.array(rows[name]) for name in sorted(rows, key=lambda name: (order.get(name, 99), name))}
 
 
@@ -129,7 +128,7 @@ def markdown(values: Values) -> str:
     for system, rows in values.items():
         digits = [3] * 4 + [1] * 2
         cells = [f"{m:.{d}f} ± {e:.{d}f}" for m, e, d in zip(rows.mean(0), standard_error(rows), digits)]
-        lines.append(f"| {SYSTEMS.get(system, system)} | {len(rows)} | {' | '.join(cells)} |")
+        lines.append(f"| {ABLATION[system]} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

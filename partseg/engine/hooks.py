@@ -22,7 +22,7 @@ from partseg.evaluation.predictor import Predictor, device_of
 from partseg.evaluation.runner import on_device, predict_batch, told_objects
 from partseg.photo_prediction import shrunk
 from partseg.structures import EvalBatch, Sample
-from partseg.utils import distributed
+from partseg.utils import devices, distributed
 from partseg.utils.visualize import overlay, save_png, tile
 from partseg.vocabulary.names import Vocabulary
 
@@ -94,8 +94,9 @@ class LogHook(Hook):
             "train/images_per_second": images / count / seconds_per_step,
             "train/data_share": data / seconds,
         }
-        if trainer.device.type == "cuda":
-            values["train/memory_gib"] = torch.cuda.max_memory_allocated(trainer.device) / 2**30
+        on_gpu = trainer.device.type == "cuda"
+        most = torch.cuda.max_memory_allocated(trainer.device) if on_gpu else devices.peak_memory()
+        values["train/memory_gib"] = most / 2**30
         return values
 
 

@@ -5,8 +5,6 @@ Called by tools/eval_net.py and by the training loop's evaluation hook.
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +19,7 @@ from partseg.evaluation.predictor import Predictor, PreparedPredictor, device_of
 from partseg.geometry import Region
 from partseg.prediction import Prediction
 from partseg.structures import EvalBatch, Sample
-from partseg.utils import distributed
+from partseg.utils import devices, distributed
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.phrases import Phrases
 
@@ -85,7 +83,7 @@ def run(
     finally:
         model.train(training)
     totals = distributed.reduce_sum(torch.tensor([*seconds, num_images], dtype=torch.float64)).tolist()
-    memory = [_peak_memory(), torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0]
+    memory = [devices.peak_memory(), torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0]
     peaks = [max(values) for values in zip(*distributed.gather_objects(memory))]
     return Evaluation(
         results={name: evaluator.evaluate() for name, evaluator in evaluators.items()},
@@ -226,9 +224,3 @@ def _clock(device: torch.device | None = None) -> float:
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

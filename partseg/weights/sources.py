@@ -1,4 +1,4 @@
-"""Where weights come from: a file, a Hugging Face repository or an open_clip tag, read without running code in them."""
+"""Where weights come from: a file, what partseg ships, a hub repository or an open_clip tag; no code in them is run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import open_clip
 import safetensors.torch
 import torch
@@ -34,6 +36,8 @@ HUB_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+SHIPPED = "synthetic"
+"""The tag of weights that partseg ships: towers that read the names of the synthetic data, and saw it drawn."""
 _HUB_CONFIGS = ("config.json", "open_clip_config.json")
 _WRAPPERS = ("module.", "model.")
 
@@ -51,7 +55,7 @@ class Weights:
 def read_weights(
     source: str, *, layouts: Sequence[WeightLayout], clip_name: str | None = None, revision: str | None = None
 ) -> Weights:
-    """Find and read `source`: a path, an open_clip tag of `clip_name`, or a hub name `owner/repository`.
+    """Find and read `source`: a path, a tag of `clip_name` (open_clip's, or SHIPPED), or a hub name `owner/repository`.
 
     Raises FileNotFoundError if there is none, ValueError if the file is broken or of no known layout.
     """
@@ -67,6 +71,8 @@ def read_weights(
 def _locate(source: str, *, clip_name: str | None, revision: str | None) -> tuple[Path, bool | None]:
     if Path(source).is_file():
         return Path(source), None
+    if source == SHIPPED and clip_name is not None:
+        return _shipped(clip_name)
     tags = [] if clip_name is None else open_clip.list_pretrained_tags_by_model(clip_name)
     if clip_name is not None and open_clip.pretrained.is_pretrained_cfg(clip_name, source):
         config = open_clip.get_pretrained_cfg(clip_name, source)
@@ -82,6 +88,16 @@ def _locate(source: str, *, clip_name: str | None, revision: str | None) -> tupl
         f"no weights {source!r}: it is not a file, not a hub name (owner/repository), "
         f"and not an open_clip tag of {clip_name!r} ({', '.join(tags) or 'it has none'})"
     )
+
+
+def _shipped(clip_name: str) -> tuple[Path, bool]:
+    """Weights of a tiny CLIP and its activation."""
+    backbones = Path(str(resources.files("partseg.backbones")))
+    path, config = backbones / "weights" / f"{clip_name}.npz", backbones / "configs" / f"{clip_name}.json"
+    if not path.is_file():
+        known = sorted(each.stem for each in path.parent.glob("*.npz"))
+        raise ValueError(f"partseg ships no {SHIPPED!r} weights for {clip_name!r}; it does for {', '.join(known)}")
+    return path, bool(json.loads(config.read_text(encoding="utf-8"))["quick_gelu"])
 
 
 def is_hub_name(source: str) -> bool:
@@ -156,6 +172,9 @@ def _read(path: Path) -> tuple[Mapping[str, object], bool]:
         _check_digest(path)
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path), False
+        if path.suffix == ".npz":  # partseg's own: half precision, packed
+            with np.load(path, allow_pickle=False) as stored:
+                return {name: torch.from_numpy(stored[name]).float() for name in stored.files}, False
         if is_scripted(path):
             return scripted_state(path), True
         loaded = load_tensors(path)
