@@ -57,6 +57,7 @@ def open_run(config: DictConfig) -> Iterator[tuple[Path, dict[str, Any] | None]]
 def stage(name: str) -> Iterator[None]:
     """Log how long a part of the start took: a start that hangs or crawls says where."""
     start = time.perf_counter()
+    distributed.at(f"the start, {name}")
     yield
     LOG.info("start: %s, %.1f s", name, time.perf_counter() - start)
 
