@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sized
@@ -41,6 +42,7 @@ def open_run(config: DictConfig) -> Iterator[tuple[Path, dict[str, Any] | None]]
     with ExitStack() as stack:
         directory, found = distributed.from_main(lambda: _claim(config, stack))
         try:
+            _log_beginning()
             _check_same_settings(config)
             state = None if found is None else _same_on_all(found)
             if state is not None:
@@ -51,6 +53,13 @@ def open_run(config: DictConfig) -> Iterator[tuple[Path, dict[str, Any] | None]]
         except Exception as error:
             LOG.error("stopped by %s: %s", type(error).__name__, one_line(error), exc_info=True)
             raise
+
+
+def _log_beginning() -> None:
+    """What came before the first line of the log: imports, and processes that found each other."""
+    launched = distributed.world_size() > 1
+    seconds = env.seconds_since_start(os.getpid(), *([os.getppid()] if launched else []))
+    LOG.info("start: %d processes, %.1f s after the command", distributed.world_size(), seconds or 0.0)
 
 
 @contextmanager
