@@ -31,7 +31,9 @@ def from_detectron2(state: Any) -> dict[str, Any] | None:
     ValueError where the description cannot be read. detectron2's iteration is the last step's number, ours their count.
     """
     weights = state.get("model") if isinstance(state, Mapping) else None
-    note = weights.get(KEY) if isinstance(weights, Mapping) else None
+    if not isinstance(weights, Mapping):
+        return None
+    note = weights.get(KEY)
     if not isinstance(note, Tensor) or note.dtype != torch.uint8 or not len(note):
         return None
     said = json.loads(note.numpy().tobytes())

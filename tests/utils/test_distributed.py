@@ -1,6 +1,7 @@
 """Sums and objects, alone and across two Gloo processes."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,3 +42,18 @@ def _two(rank: int, folder: str) -> None:
 @pytest.mark.timeout(60)
 def test_two_processes(tmp_path):
     mp.spawn(_two, args=(str(tmp_path),), nprocs=2)
+
+
+def test_a_process_takes_its_gpu_before_nccl_starts(monkeypatch):
+    """NCCL would otherwise open every process's first connection on GPU 0."""
+    calls = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("set_device", str(device))))
+    monkeypatch.setattr(distributed, "Whereabouts", lambda *_, **__: SimpleNamespace(stop=lambda: None))
+    rendezvous = lambda *_, **__: iter([(torch.distributed.HashStore(), 1, 2)])  # noqa: E731
+    monkeypatch.setattr(torch.distributed, "rendezvous", rendezvous)
+    group = lambda backend, device_id, **_: calls.append((backend, str(device_id)))  # noqa: E731
+    monkeypatch.setattr(torch.distributed, "init_process_group", group)
+    assert distributed.init_from_env("cuda:1")
+    distributed.shutdown()
+    assert calls == [("set_device", "cuda:1"), ("nccl", "cuda:1")]
