@@ -1,13 +1,10 @@
 """Predictions as labels in shards: whole or not at all, one list of shards for all processes, nothing mixed."""
 
 import json
-import multiprocessing
 import time
-import warnings
 from dataclasses import replace
 
 import pytest
-import torch
 
 from partseg.data.coco_style import coco_style
 from partseg.engine.build import evaluation_set
@@ -88,7 +85,7 @@ def test_processes_share_the_shards_even_when_one_comes_late(exported, tmp_path,
 
 
 @pytest.fixture
-def started(toy_run, tmp_path, monkeypatch):
+def started(toy_run, forked, tmp_path, monkeypatch):
     """Function: folder, number -> so many forked processes of one group that export nine photos, a shard each."""
     write_toy(tmp_path / "toy", ToyOptions(num_train=9, num_val=1, size=64))
     model = load_model(toy_run)[0]
@@ -103,22 +100,12 @@ def started(toy_run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(export_module, "_predict", slowly)
 
-    def work(folder, rank, count, store):
-        torch.set_num_threads(1)
-        store = torch.distributed.FileStore(str(store), count)
-        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=count)
-        done = export(model, dataset, folder, replace(OPTIONS, shard_size=1), predictor=predictor)
-        (tmp_path / f"done_{rank}").write_text(str(done))
-
     def start(folder, count):
-        store = tmp_path / f"store_{time.monotonic_ns()}"
-        context = multiprocessing.get_context("fork")
-        processes = [context.Process(target=work, args=(folder, rank, count, store)) for rank in range(count)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns about forks of threaded processes
-            for process in processes:
-                process.start()
-        return processes
+        def work():
+            done = export(model, dataset, folder, replace(OPTIONS, shard_size=1), predictor=predictor)
+            (tmp_path / f"done_{distributed.rank()}").write_text(str(done))
+
+        return forked.start(work, processes=count)
 
     return start
 
