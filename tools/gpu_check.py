@@ -116,7 +116,8 @@ def processes(device: torch.device, output: Path) -> dict[str, Any]:
     losses = []
     for number in (1, count):
         key = "launch.num_gpus" if device.type == "cuda" else "launch.num_processes"
-        subprocess.run([*_toy_run(output, device), f"name=on{number}", f"{key}={number}"], cwd=ROOT, check=True)
+        settings = [f"name=on{number}", f"{key}={number}", f"train.batch_size={2 * count}"]  # a multiple of any number
+        subprocess.run([*_toy_run(output, device), *settings], cwd=ROOT, check=True)
         lines = (output / f"on{number}" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         losses.append([value for line in lines if (value := json.loads(line).get("train/loss")) is not None])
     difference = max(abs(a - b) / abs(a) for a, b in zip(*losses, strict=True))

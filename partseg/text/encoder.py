@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Protocol
 
 import torch
@@ -31,6 +31,12 @@ class TextTower(Protocol):
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """Token ids [N, L] -> features [N, D]."""
+
+
+@cache
+def clip_tokenizer() -> SimpleTokenizer:
+    """CLIP's own, one for all towers: making it takes MEASURED s, and what it keeps of words serves them all."""
+    return SimpleTokenizer()
 
 
 def tokenize(
