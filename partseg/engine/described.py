@@ -34,10 +34,18 @@ def from_detectron2(state: Any) -> dict[str, Any] | None:
     if not isinstance(weights, Mapping):
         return None
     note = weights.get(KEY)
-    if not isinstance(note, Tensor) or note.dtype != torch.uint8 or not len(note):
+    if (
+        not isinstance(note, Tensor)
+        or note.dtype != torch.uint8
+        or note.layout is not torch.strided
+        or not note.numel()
+    ):
         return None
-    said = json.loads(note.numpy().tobytes())
+    try:
+        said = json.loads(note.numpy().tobytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"what it says about its network cannot be read ({type(error).__name__})") from error
     if not isinstance(said, dict) or not isinstance(state.get("iteration", -1), int):
         raise ValueError("what it says about its network is no description")
-    own = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name != KEY}
-    return {"iteration": state.get("iteration", -1) + 1, "model": own, "optimizer": {}, **said}
+    own = {str(name).removeprefix("model."): tensor for name, tensor in weights.items() if name != KEY}
+    return {**said, "iteration": state.get("iteration", -1) + 1, "model": own, "optimizer": {}}
