@@ -7,6 +7,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 
 from partseg.engine.checkpoint import init_from
+from partseg.engine.run import plain
 from partseg.integrations import detectron2 as bridge
 from partseg.utils.config import compose, instantiate
 from partseg.vocabulary.shipped import shipped
@@ -21,7 +22,8 @@ def build_model(experiment: str) -> bridge.Detectron2Model:
     network = instantiate(config.model)
     if config.init_from:
         init_from(network, config.init_from)
-    return bridge.Detectron2Model(network, vocabulary=shipped(WORDS), criterion=instantiate(config.criterion))
+    criterion = instantiate(config.criterion)
+    return bridge.Detectron2Model(network, vocabulary=shipped(WORDS), criterion=criterion, config=plain(config))
 
 
 def mapper(name: str, is_train: bool) -> bridge.PartSegMapper:

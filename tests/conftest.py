@@ -2,8 +2,11 @@
 
 import importlib
 import importlib.util
+import multiprocessing
 import os
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -66,6 +69,49 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoints = Checkpoints(folder / "run" / "checkpoints", config=plain(config))
     checkpoints.save(model, optimizer=optimizer, iteration=3, vocabulary=vocabulary, ema=None)
     return folder / "run"
+
+
+class Forked:
+    """Functions in forked processes of one Gloo group each, which spare the seconds that importing torch takes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.groups = 0
+
+    def __call__(self, function: Callable[[], object], *, processes: int = 1) -> list[int]:
+        """Exit codes of the processes that ran it."""
+        started = self.start(function, processes=processes)
+        for process in started:
+            process.join(120)
+        return [process.exitcode for process in started]
+
+    def start(self, function: Callable[[], object], *, processes: int) -> list[multiprocessing.Process]:
+        """The processes, which may be killed."""
+        self.groups += 1
+        store = self.folder / str(self.groups)
+        context = multiprocessing.get_context("fork")
+        started = [context.Process(target=_in_group, args=(function, i, processes, store)) for i in range(processes)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns about forks of threaded processes
+            for process in started:
+                process.start()
+        return started
+
+
+def _in_group(function: Callable[[], object], rank: int, count: int, store: Path) -> None:
+    torch.set_num_threads(1)  # makes the fork safe, as in data workers
+    if count > 1:
+        files = torch.distributed.FileStore(str(store), count)
+        torch.distributed.init_process_group("gloo", store=files, rank=rank, world_size=count)
+    function()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Forked:
+    """Runs `function()` in `processes` forked processes of one group and returns their exit codes."""
+    return Forked(tmp_path_factory.mktemp("groups"))
 
 
 def load_tool(name: str) -> ModuleType:

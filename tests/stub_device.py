@@ -4,6 +4,7 @@
         work(model.to("meta"))
     device.waits   # operators for which the host would wait until the device is done
     device.copies  # copies from the host that do not wait
+    device.operators  # everything that ran there
 
 Operators that mix it with tensors of the host are refused, as a GPU refuses them.
 """
@@ -58,6 +59,7 @@ class StubDevice(TorchDispatchMode):
         super().__init__()
         self.waits: Counter[str] = Counter()
         self.copies = 0
+        self.operators = 0
 
     def __enter__(self) -> "StubDevice":
         instead = {"autocast": lambda *_, **__: nullcontext(), "is_autocast_enabled": lambda *_: False}
@@ -101,6 +103,7 @@ class StubDevice(TorchDispatchMode):
             self._compute(func, name, args, leaves)
         if kwargs.get("device") is not None:
             kwargs["device"] = HERE
+        self.operators += there
         result = func(*tree_map(_numbers, args), **tree_map(_numbers, kwargs))
         if name.endswith("_") and isinstance(args[0], OnStub):
             return args[0]

@@ -97,3 +97,14 @@ def test_resuming_with_another_vocabulary_is_refused(tool, settings, tmp_path):
     tool.train(compose("train", [*settings, "train.iterations=1", "hooks.evaluate.every=100"]))
     with pytest.raises(ValueError, match=r"was trained on vocabulary .* init_from"):
         tool.train(compose("train", [*settings, "+dataset.all_seen=true"]))
+
+
+def test_what_a_network_draws_follows_from_the_seed_of_the_run(tool, settings, monkeypatch):
+    class Reached(Exception): ...
+
+    def trainer(*_, seed, **__):
+        raise Reached(f"seed {seed}")
+
+    monkeypatch.setattr(tool, "Trainer", trainer)
+    with pytest.raises(Reached, match="seed 5"):
+        tool.train(compose("train", [*settings, "seed=5"]))

@@ -1,7 +1,9 @@
 """One verdict on a machine with GPUs; scripts/gpu_check.sh installs what it needs and starts it.
 
-python tools/gpu_check.py --output output/gpu_check
-python tools/gpu_check.py --device cpu --only overfit          the same steps at tiny size, without a GPU
+python tools/gpu_check.py output=output/gpu_check
+python tools/gpu_check.py device=cpu only=overfit          the same steps at tiny size, without a GPU
+
+Steps that would start after `minutes` are left out.
 
 Every step is a process with a time limit of its own; gpu_check.json and gpu_check.md are written after each, so that
 nothing is lost when a later one fails. Exit code 1 where a step failed.
@@ -9,7 +11,6 @@ nothing is lost when a later one fails. Exit code 1 where a step failed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ from partseg.engine.benchmark.timing import Clock
 from partseg.engine.checkpoint import last_iteration
 from partseg.engine.launch import device_of
 from partseg.utils import env
+from partseg.utils.arguments import run
 from partseg.utils.config import compose, config_dir, instantiate
 from partseg.utils.files import json_bytes, write_atomic
 
@@ -114,7 +116,8 @@ def processes(device: torch.device, output: Path) -> dict[str, Any]:
     losses = []
     for number in (1, count):
         key = "launch.num_gpus" if device.type == "cuda" else "launch.num_processes"
-        subprocess.run([*_toy_run(output, device), f"name=on{number}", f"{key}={number}"], cwd=ROOT, check=True)
+        settings = [f"name=on{number}", f"{key}={number}", f"train.batch_size={2 * count}"]  # a multiple of any number
+        subprocess.run([*_toy_run(output, device), *settings], cwd=ROOT, check=True)
         lines = (output / f"on{number}" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         losses.append([value for line in lines if (value := json.loads(line).get("train/loss")) is not None])
     difference = max(abs(a - b) / abs(a) for a, b in zip(*losses, strict=True))
@@ -189,6 +192,23 @@ def _toy_run(output: Path, device: torch.device) -> list[str]:
     ]
 
 
+@dataclass(frozen=True)
+class Options:
+    """`only` are the steps to run, by name; `step` and its arguments are how this program calls itself."""
+
+    device: str = "cuda"
+    output: Path = Path("output/gpu_check")
+    minutes: float = 10.0
+    only: tuple[str, ...] = ()
+    step: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cuda", "cpu"):
+            raise ValueError(f"device={self.device} is not cuda or cpu")
+        if unknown := [name for name in (*self.only, *self.step[:1]) if name not in DO]:
+            raise ValueError(f"there is no step {', '.join(unknown)}; there are {', '.join(sorted(DO))}")
+
+
 # The plan, its files and its end --------------------------------------------------------------------------------------
 def check(chosen: Sequence[Step], *, device: str, output: Path, minutes: float) -> dict[str, Any]:
     """Run the steps one after another; the result so far is on the disk after each."""
@@ -212,8 +232,8 @@ def check(chosen: Sequence[Step], *, device: str, output: Path, minutes: float) 
 
 def _run(step: Step, *, device: str, output: Path, seconds: float) -> dict[str, Any]:
     """State, figures and the reason of a failure; the step's processes end with it."""
-    arguments = ["--device", device, "--output", str(output), "--step", step.name, *step.arguments]
-    command = [sys.executable, __file__, *arguments]
+    words = [f"step={word}" for word in (step.name, *step.arguments)]
+    command = [sys.executable, __file__, f"device={device}", f"output={output}", *words]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -246,17 +266,10 @@ def _shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
-def main() -> int:
+def main(options: Options) -> int:
     """Exit code 0 where every step passed, or there is nothing to check."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--output", type=Path, default=Path("output/gpu_check"))
-    parser.add_argument("--minutes", type=float, default=10.0, help="steps that would start later are left out")
-    parser.add_argument("--only", choices=sorted(DO), action="append", help="run only the steps of this name")
-    parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)  # how this program calls itself
-    options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("no usable GPU on this machine: nothing was checked (--device cpu runs the steps at tiny size)")
+        print("no usable GPU on this machine: nothing was checked (device=cpu runs the steps at tiny size)")
         return 0
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
@@ -265,11 +278,11 @@ def main() -> int:
         config = compose("train", [f"launch.num_gpus={'null' if options.device == 'cuda' else 0}"])
         print(json.dumps(DO[name](device_of(config), output, *arguments)))
         return 0
-    chosen = [step for step in steps(options.device) if options.only is None or step.name in options.only]
+    chosen = [step for step in steps(options.device) if not options.only or step.name in options.only]
     result = check(chosen, device=options.device, output=output, minutes=options.minutes)
     print(f"{output / 'gpu_check.md'}, {output / 'gpu_check.json'}")
     return int(any(entry["state"] == "failed" for entry in result["steps"]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main, Options, __doc__))

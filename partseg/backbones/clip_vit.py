@@ -16,12 +16,11 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from partseg.backbones.clip_layouts import HF_CLIP, OPEN_CLIP, resize_position
-from partseg.text.encoder import PromptCache, encode_prompts
+from partseg.text.encoder import PromptCache, clip_tokenizer, encode_prompts
 from partseg.weights.load import LoadReport, load_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -62,7 +61,7 @@ class ClipBackbone(nn.Module):
             raise ValueError(
                 f"feature_blocks {list(feature_blocks)} do not exist in {name}: it has blocks 0..{depth - 1}"
             )
-        self.tokenizer = SimpleTokenizer()
+        self.tokenizer = clip_tokenizer()
         if self.clip.vocab_size != self.tokenizer.vocab_size:
             raise ValueError(
                 f"{name} has {self.clip.vocab_size} tokens, CLIP's tokenizer has {self.tokenizer.vocab_size}; "

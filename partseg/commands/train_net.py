@@ -122,6 +122,7 @@ def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) 
             precision=cfg.train.precision,
             ema=ema,
             prompt_sampling=sampling,
+            seed=cfg.seed,
             hooks=[instantiate(hook, run=run) for hook in cfg.hooks.values() if hook is not None],
         )
         if state and "scaler" in state:

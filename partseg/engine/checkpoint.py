@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from partseg.engine.described import from_detectron2
 from partseg.engine.ema import COUNT, Ema
 from partseg.utils import targets
 from partseg.utils.archive import load_tensors
@@ -166,6 +167,8 @@ def load(path: str | Path) -> dict[str, Any]:
     path = resolve(path)
     try:
         state = load_tensors(path)
+        if (named := from_detectron2(state)) is not None:
+            state = {"format": FORMAT, **named}
     except ValueError as error:
         raise ValueError(f"{path} is not a checkpoint, or is damaged: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or not set(state) >= KEYS:
@@ -182,9 +185,9 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def resolve(path: str | Path) -> Path:
-    """The checkpoint file that a user means: a file, or the newest one of a run directory."""
+    """The checkpoint file that a user means: a file, or the newest one of a run directory of ours or of detectron2."""
     path = Path(path)
-    found = path if path.is_file() else newest(path) or newest(path / "checkpoints")
+    found = path if path.is_file() else newest(path) or newest(path / "checkpoints") or _last_of_detectron2(path)
     if found is None:
         raise FileNotFoundError(f"no checkpoint at {path}: give a .pt file or a run directory with checkpoints/")
     return found
@@ -195,6 +198,12 @@ def newest(folder: Path) -> Path | None:
     if (folder / "latest.pt").is_file():
         return folder / "latest.pt"
     return max(folder.glob("iter_*.pt"), default=None)
+
+
+def _last_of_detectron2(folder: Path) -> Path | None:
+    note = folder / "last_checkpoint"  # a text file with the name of another
+    found = folder / note.read_text(encoding="utf-8").strip() if note.is_file() else None
+    return found if found is not None and found.is_file() else None
 
 
 def last_iteration(directory: Path) -> int:
@@ -222,7 +231,7 @@ def restore(
     if saved.key != vocabulary.key:
         raise ValueError(
             f"the checkpoint was trained on vocabulary {saved.name!r} ({len(saved)} object-parts), this run uses "
-            f"{vocabulary.name!r} ({len(vocabulary)} object-parts){_first_difference(saved, vocabulary)}. "
+            f"{vocabulary.name!r} ({len(vocabulary)} object-parts){saved.first_difference(vocabulary)}. "
             "Resuming would mix them: start a new run with init_from=<checkpoint> resume=never, or another name="
         )
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -339,12 +348,3 @@ def _write(state: Mapping[str, Any], path: Path) -> None:
         ) from error
     temporary.replace(path)
     sync_folder(path.parent)
-
-
-def _first_difference(saved: Vocabulary, own: Vocabulary) -> str:
-    for index, (theirs, ours) in enumerate(zip(saved.object_parts, own.object_parts)):
-        if theirs != ours:
-            return f"; first difference: class {index} is {theirs!r} there and {ours!r} here"
-    if len(saved) == len(own):
-        return "; they differ in object order, unseen objects or prompt names"
-    return ""

@@ -121,7 +121,7 @@ def _work(function: Callable[[DictConfig], R], config: DictConfig) -> R:
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if where.type == "cpu" and local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
-    with leave_on_sigterm():
+    with leave_on_sigterm(), distributed.waits_explained():
         distributed.init_from_env(where)
         result = function(config)
         distributed.shutdown()

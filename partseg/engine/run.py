@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sized
@@ -41,6 +42,7 @@ def open_run(config: DictConfig) -> Iterator[tuple[Path, dict[str, Any] | None]]
     with ExitStack() as stack:
         directory, found = distributed.from_main(lambda: _claim(config, stack))
         try:
+            _log_beginning()
             _check_same_settings(config)
             state = None if found is None else _same_on_all(found)
             if state is not None:
@@ -53,10 +55,18 @@ def open_run(config: DictConfig) -> Iterator[tuple[Path, dict[str, Any] | None]]
             raise
 
 
+def _log_beginning() -> None:
+    """What came before the first line of the log: imports, and processes that found each other."""
+    launched = distributed.world_size() > 1
+    seconds = env.seconds_since_start(os.getpid(), *([os.getppid()] if launched else []))
+    LOG.info("start: %d processes, %.1f s after the command", distributed.world_size(), seconds or 0.0)
+
+
 @contextmanager
 def stage(name: str) -> Iterator[None]:
     """Log how long a part of the start took: a start that hangs or crawls says where."""
     start = time.perf_counter()
+    distributed.at(f"the start, {name}")
     yield
     LOG.info("start: %s, %.1f s", name, time.perf_counter() - start)
 

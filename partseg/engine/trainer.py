@@ -110,7 +110,7 @@ class Trainer:
         self.prompt_sampling = prompt_sampling
         self.seed = seed
         self.hooks = hooks
-        self.phase = phase
+        self._phase = phase
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.stop_request = StopRequest()
         self.iteration = 0
@@ -131,6 +131,7 @@ class Trainer:
             while self.iteration < self.iterations and not self.stopping:
                 self.last = self.step(batches)
                 self.iteration += 1
+                distributed.at(f"the hooks after step {self.iteration}")
                 for hook in self.hooks:
                     hook.after_step(self)
             for hook in self.hooks:
@@ -184,6 +185,11 @@ class Trainer:
         num_images = sum(len(batch) for batch in micro_batches)
         seconds = time.perf_counter() - start
         return Step(torch.stack(losses).sum(), terms, grad_norm, lr, num_images, seconds, data_seconds)
+
+    def phase(self, name: str) -> AbstractContextManager:
+        """A part of the step: entered by profilers, and told to the processes that wait for this one."""
+        distributed.at(f"{name} of step {self.iteration + 1}")
+        return self._phase(name)
 
     def update(self) -> Tensor:
         """Clip, change the weights and their averages; returns the gradient norm, 0 for a step that fp16 leaves out."""

@@ -69,11 +69,13 @@ def export(
     mine = todo[distributed.rank() :: distributed.world_size()]
     done = 0
     for shard in mine:
+        distributed.at(f"shard {shard} of an export")
         first = shard * options.shard_size
         part = dataset.subset(range(first, min(first + options.shard_size, len(dataset))))
         predictions = _predict(model, part, options, predictor)
         write_atomic(shard_path(folder, shard), json_bytes(coco_document(predictions, dataset.vocabulary)))
         done += len(part)
+    distributed.at("the end of an export")
     total = sum(distributed.gather_objects(done))
     if distributed.is_main():
         write_atomic(folder / COMPLETE, json_bytes({**what, "shards": len(shards), "complete": True}, indent=1))

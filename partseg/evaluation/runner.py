@@ -82,6 +82,7 @@ def run(
         seconds, num_images = _loop(model, loader, vocabulary, predictor, evaluators, told, on_labels)
     finally:
         model.train(training)
+    distributed.at("the end of an evaluation")
     totals = distributed.reduce_sum(torch.tensor([*seconds, num_images], dtype=torch.float64)).tolist()
     memory = [devices.peak_memory(), torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0]
     peaks = [max(values) for values in zip(*distributed.gather_objects(memory))]
@@ -114,6 +115,7 @@ def _loop(
     num_images = 0
     mark = _clock()
     for batch in loader:
+        distributed.at(f"image {num_images + 1} of its share of an evaluation")
         loaded = _clock()
         found = [] if prepared is None else predict_batch(prepared, batch, told=told)
         masks = [_predict_phrases(model, predictor, sample) for sample in batch.samples] if referring else []

@@ -16,23 +16,23 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
 from partseg.data import catalog
 from partseg.data.dataset import Mapper, PartSegDataset
 from partseg.data.mapper import EvalMapper, TrainMapper
+from partseg.engine.described import KEY, described
 from partseg.evaluation.evaluator import Answer, Evaluator
 from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.predictor import Predictor, PreparedPredictor
 from partseg.evaluation.protocols import OracleObj, PredAll
 from partseg.evaluation.runner import process_image
 from partseg.geometry import InputSpec, to_tensor
+from partseg.integrations.detectron2_results import PREDICTION, Result
 from partseg.labels import IGNORE_LABEL
 from partseg.losses.criterion import Criterion, loss_of
-from partseg.prediction import DenseScores, Prediction
+from partseg.prediction import DenseScores
 from partseg.structures import Record, Sample, collate, stack_images
 from partseg.utils import distributed
 from partseg.utils.visualize import palette
@@ -49,8 +49,8 @@ except ImportError as error:
 
 PREFIX = "partseg_"
 SPLITS = ("train", "val")
-RECORD, SAMPLE, PREDICTION = "partseg_record", "partseg_sample", "partseg_prediction"
-"""Keys that our mapper and model add to detectron2's dictionaries."""
+RECORD, SAMPLE = "partseg_record", "partseg_sample"
+"""Keys that our mapper adds to detectron2's dictionaries."""
 
 OV_PARTS = {"voc": "pascal_part_116", "ade": "ade20k_part_234"}
 ALIASES = {
@@ -140,7 +140,8 @@ class Detectron2Model(nn.Module):
     Training returns `loss_<term>`, the weighted terms, whose sum is the criterion's over all processes and images as in
     our own trainer. Evaluation returns per image `partseg_prediction`, which Detectron2Evaluator reads, and for
     detectron2's own evaluators `sem_seg`, made when it is asked for. Inputs without our sample, as DefaultPredictor
-    makes them, are photos in `input_format` of any size.
+    makes them, are photos in `input_format` of any size. With the `config` of the training its weights say what they
+    are, and our own tools read detectron2's checkpoints.
     """
 
     def __init__(
@@ -151,9 +152,11 @@ class Detectron2Model(nn.Module):
         train_vocabulary: Vocabulary | None = None,
         criterion: Criterion | None = None,
         input_format: Literal["RGB", "BGR"] = "RGB",
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.config = config
         self.vocabulary = vocabulary
         self.train_vocabulary = train_vocabulary or vocabulary.seen_subset()
         self.criterion = criterion
@@ -166,6 +169,13 @@ class Detectron2Model(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.model.parameters()).device
+
+    def get_extra_state(self) -> Tensor:
+        """What the weights say about the network."""
+        return torch.zeros(0) if self.config is None else described(self.config, self.train_vocabulary)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """A network is what it was built as, whatever a file says."""
 
     def train(self, mode: bool = True) -> Detectron2Model:
         """Also drops the text features."""
@@ -208,28 +218,7 @@ class Detectron2Model(nn.Module):
             self._prepared = Predictor().prepare(self.model, self.vocabulary)
         sizes = [(int(item["height"]), int(item["width"])) for item in inputs]
         images, regions = stack_images(samples)
-        return [_Result(prediction, self.vocabulary) for prediction in self._prepared(images, sizes, regions=regions)]
-
-
-class _Result(dict[str, Any]):
-    """What is predicted for one image. `sem_seg` is the gated scores of `pred_all` at the label's size, [K + 1, h, w].
-
-    They take seconds and GiB at 234 classes, so they are made when somebody reads them.
-    """
-
-    def __init__(self, prediction: Prediction, vocabulary: Vocabulary) -> None:
-        super().__init__({PREDICTION: prediction})
-        self.vocabulary = vocabulary
-
-    def __contains__(self, key: object) -> bool:
-        return super().__contains__(key) or (key == "sem_seg" and isinstance(self[PREDICTION], DenseScores))
-
-    def __missing__(self, key: str) -> Tensor:
-        if key not in self:
-            raise KeyError(key)
-        with torch.inference_mode():
-            self[key] = gated_scores(self[PREDICTION].cropped(), self.vocabulary)
-        return self[key]
+        return [Result(prediction, self.vocabulary) for prediction in self._prepared(images, sizes, regions=regions)]
 
 
 class Detectron2Evaluator(DatasetEvaluator):
@@ -267,20 +256,6 @@ class Detectron2Evaluator(DatasetEvaluator):
             scores = evaluator.evaluate().scores()
             results[name] = {key: value for key, value in scores.items() if value is not None}
         return results
-
-
-def gated_scores(scores: DenseScores, vocabulary: Vocabulary) -> Float[Tensor, "K+1 h w"]:
-    """Sigmoid scores at full size with `pred_all`'s gate applied, so that their argmax is its label map.
-
-    Makes the full volume (K + 1) * h * w; our own evaluator does not need it.
-    """
-    size = scores.size
-    parts = F.interpolate(scores.object_part[None].float(), size, mode="bilinear", align_corners=False)[0].sigmoid()
-    if scores.object is None:
-        return parts
-    objects = F.interpolate(scores.object[None].float(), size, mode="bilinear", align_corners=False)[0]
-    owner = torch.as_tensor(np.append(vocabulary.object_of, vocabulary.num_objects), device=parts.device)
-    return parts * (objects.argmax(0) == owner[:, None, None])
 
 
 def _register(registered: str, name: str, split: str, root: Path) -> str:
@@ -348,3 +323,4 @@ def _accept_bare_names(module: nn.Module, state_dict: dict[str, Any], prefix: st
     if not any(key.startswith(f"{prefix}model.") for key in state_dict):
         for key in [key for key in state_dict if key.startswith(prefix)]:
             state_dict[f"{prefix}model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+    state_dict.setdefault(f"{prefix}{KEY}", torch.zeros(0))

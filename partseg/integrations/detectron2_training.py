@@ -18,6 +18,7 @@ from torch import nn
 from partseg.data import catalog
 from partseg.engine.build import build_model
 from partseg.engine.checkpoint import init_from, load_model, resolve
+from partseg.engine.run import plain
 from partseg.integrations.detectron2 import Detectron2Evaluator, Detectron2Model, build_dataset
 from partseg.utils.config import compose, instantiate, stored
 
@@ -55,11 +56,12 @@ def PartSeg(cfg: Any) -> Detectron2Model:
         network = build_model(config)
         if config.init_from and not cfg.MODEL.WEIGHTS:
             init_from(network, config.init_from)
-        return Detectron2Model(network, criterion=instantiate(config.criterion), **options).to(cfg.MODEL.DEVICE)
-    network, trained, plain = load_model(cfg.MODEL.WEIGHTS)
-    criterion = instantiate(stored(plain["criterion"], group="criterion"))
-    wrapped = Detectron2Model(network, train_vocabulary=trained, criterion=criterion, **options)
-    return wrapped.to(cfg.MODEL.DEVICE)
+        options |= {"criterion": instantiate(config.criterion), "config": plain(config)}
+        return Detectron2Model(network, **options).to(cfg.MODEL.DEVICE)
+    network, trained, stored_config = load_model(cfg.MODEL.WEIGHTS)
+    criterion = instantiate(stored(stored_config["criterion"], group="criterion"))
+    options |= {"train_vocabulary": trained, "criterion": criterion, "config": stored_config}
+    return Detectron2Model(network, **options).to(cfg.MODEL.DEVICE)
 
 
 def build_evaluator(name: str) -> Detectron2Evaluator:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
@@ -11,11 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from partseg.utils.whereabouts import Whereabouts
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 TIMEOUT = timedelta(minutes=30)
 """Longer than the slowest thing one rank does alone (writing a checkpoint to a slow disk)."""
+
+_whereabouts: Whereabouts | None = None
 
 
 def init_from_env(device: torch.device | str = "cpu") -> bool:
@@ -25,21 +30,55 @@ def init_from_env(device: torch.device | str = "cpu") -> bool:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return dist.is_initialized()
+    global _whereabouts
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    store, own_rank, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=own_rank,
+        world_size=count,
         timeout=TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
+    patience = 0.9 * TIMEOUT.total_seconds()
+    _whereabouts = Whereabouts(store, rank=own_rank, world_size=count, patience=patience)
     return True
 
 
 def shutdown() -> None:
     """Leave the process group, if any."""
+    _be_silent()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def at(place: str) -> None:
+    """Note where this process is, for those who wait for it."""
+    if _whereabouts is not None:
+        _whereabouts.at(place)
+
+
+@contextmanager
+def waits_explained() -> Iterator[None]:
+    """RuntimeError of a wait in vain that names the ranks that did not come, and where they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _whereabouts is None or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise RuntimeError(f"{_whereabouts.report()} ({str(error).strip().splitlines()[0]})") from error
+    finally:
+        _be_silent()
+
+
+def _be_silent() -> None:
+    global _whereabouts
+    if _whereabouts is not None:
+        _whereabouts.stop()
+        _whereabouts = None
 
 
 def rank() -> int:

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +23,16 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  libraries that still draw from the global generator
     torch.manual_seed(seed)
+
+
+def seconds_since_start(*pids: int) -> float | None:
+    """Since the first of these processes of this machine began; None where there is no /proc, as on macOS."""
+    try:
+        stats = [Path(f"/proc/{pid}/stat").read_text(encoding="utf-8") for pid in pids]
+    except OSError:
+        return None
+    ticks = min(int(stat.rpartition(")")[2].split()[19]) for stat in stats)
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def git_commit(folder: Path | None = None) -> str:

@@ -78,6 +78,17 @@ def _register(folders: Sequence[Path]) -> None:
         if each.evaluated is not None or FEW_SHOTS in each.dataset:  # nothing is unseen, so no harmonic mean is defined
             node["best"] = {"metrics": [name.removesuffix("_harmonic") for name in best[each.system]]}
         store.store(group=GROUP, name=each.name, package="_global_", node=node, provider="partseg")
+    store.repo[GROUP] = _Uncopied(store.repo.get(GROUP, {}))
+
+
+class _Uncopied(dict[str, Any]):
+    """A group of Hydra's store that is shared by its copies: Hydra copies the whole store for every composition.
+
+    What it then loads it copies again. The hundreds of names took more than half of a composition (0.2 s).
+    """
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> _Uncopied:
+        return self
 
 
 def _best(folders: Sequence[Path], system: str) -> list[str]:

@@ -256,6 +256,13 @@ class Vocabulary:
             "pairs": [list(pair) for pair in self.pairs],
         }
 
+    def first_difference(self, own: Vocabulary) -> str:
+        """The first class in which a file's vocabulary differs from `own`, as the end of a message."""
+        for index, (theirs, ours) in enumerate(zip(self.object_parts, own.object_parts)):
+            if theirs != ours:
+                return f"; first difference: class {index} is {theirs!r} there and {ours!r} here"
+        return "; they differ in object order, unseen objects or prompt names" if len(self) == len(own) else ""
+
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Vocabulary:
         """Inverse of `to_dict`."""

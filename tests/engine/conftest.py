@@ -2,15 +2,12 @@
 
 import importlib.util
 import logging
-import multiprocessing
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
-import torch
 
 from partseg.engine import writers
 
@@ -50,39 +47,6 @@ def _log_closed_afterwards():
         handler.close()
     writers.LOG.propagate = True
     writers.LOG.setLevel(logging.NOTSET)
-
-
-@pytest.fixture
-def forked(tmp_path):
-    """Runs `function()` in forked processes of one Gloo group; returns their exit codes.
-
-    A fork spares the seconds that importing torch takes; one thread per process makes it safe, as in data workers.
-    """
-    context = multiprocessing.get_context("fork")
-    calls = []
-
-    def work(function, rank: int, count: int, store: str) -> None:
-        torch.set_num_threads(1)
-        if count > 1:
-            store = torch.distributed.FileStore(store, count)
-            torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=count)
-        function()
-        if count > 1:
-            torch.distributed.destroy_process_group()
-
-    def run(function, *, processes: int = 1) -> list[int]:
-        calls.append(None)
-        arguments = [(function, rank, processes, f"{tmp_path}/store_{len(calls)}") for rank in range(processes)]
-        started = [context.Process(target=work, args=a) for a in arguments]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns about forks of threaded processes
-            for process in started:
-                process.start()
-        for process in started:
-            process.join(60)
-        return [process.exitcode for process in started]
-
-    return run
 
 
 @pytest.fixture

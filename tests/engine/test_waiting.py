@@ -1,5 +1,7 @@
 """How often a training step and an evaluated image wait for their device: counted on one that is not there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,12 @@ from partseg.engine.build import build_model
 from partseg.engine.ema import Ema
 from partseg.engine.trainer import Trainer
 from partseg.evaluation.runner import run
+from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.structures import EvalBatch
 from partseg.utils.config import compose, instantiate
 from partseg.vocabulary.shipped import shipped
 
-PROMISED = ("cat_seg_tiny", "clipseg_tiny", "part_clipseg_tiny")
+PROMISED = ("cat_seg_tiny", "clipseg_tiny", "part_cat_seg_tiny", "part_clipseg_tiny")
 """Systems whose steps were freed of waiting; a proposal's losses select by mask on the device, and wait for it."""
 
 
@@ -35,13 +38,29 @@ def trainer_of(name, *overrides, batch, on):
     )
 
 
+def with_one_object(batch):
+    """The same pictures, in which one object is labelled."""
+    first = batch.object[0][batch.object[0] < BACKGROUND_LABEL].min()
+    other = batch.object != first
+    return replace(
+        batch,
+        object=batch.object.masked_fill(other, IGNORE_LABEL),
+        object_part=batch.object_part.masked_fill(other, IGNORE_LABEL),
+    )
+
+
 @pytest.mark.parametrize("name", PROMISED)
 def test_a_step_waits_once(name):
-    """To read the losses; and computes what a step on the CPU computes."""
+    """To read the losses; it runs as many operators whatever the labels show, and computes what the CPU computes."""
     batch = random_batch(shipped("pascal_part_116").seen_subset(), batch_size=2, input=build(name).input)
     expected = trainer_of(name, batch=batch, on="cpu").step(iter([batch]))
     with StubDevice() as device:
-        trainer_of(name, batch=batch, on="meta").step(iter([batch]))  # copies the vocabulary's tables
+        trainer, operators = trainer_of(name, batch=batch, on="meta"), []
+        for each in (batch, batch, with_one_object(batch)):  # the first copies the vocabulary's tables
+            device.operators = 0
+            trainer.step(iter([each]))
+            operators.append(device.operators)
+        assert operators[1] == operators[2] > 100
         trainer = trainer_of(name, batch=batch, on="meta")
         device.waits.clear()
         found = trainer.step(iter([batch]))

@@ -1,6 +1,7 @@
 """Predictions as labels in shards: whole or not at all, one list of shards for all processes, nothing mixed."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -8,9 +9,11 @@ import pytest
 from partseg.data.coco_style import coco_style
 from partseg.engine.build import evaluation_set
 from partseg.engine.checkpoint import digest, load_model
+from partseg.evaluation import export as export_module
 from partseg.evaluation.export import COMPLETE, ExportOptions, export, made_by, shard_path
 from partseg.utils import distributed
 from partseg.utils.config import compose, instantiate
+from toy_world.writer import ToyOptions, write_toy
 
 OPTIONS = ExportOptions(shard_size=2, batch_size=2, num_workers=0)
 
@@ -79,3 +82,60 @@ def test_processes_share_the_shards_even_when_one_comes_late(exported, tmp_path,
     assert sorted(path.name for path in (tmp_path / "labels").glob("shard-*")) == [
         f"shard-0000{k}.json" for k in range(3)
     ]
+
+
+@pytest.fixture
+def started(toy_run, forked, tmp_path, monkeypatch):
+    """Function: folder, number -> so many forked processes of one group that export nine photos, a shard each."""
+    write_toy(tmp_path / "toy", ToyOptions(num_train=9, num_val=1, size=64))
+    model = load_model(toy_run)[0]
+    photos = f"dataset.root={tmp_path / 'toy' / 'images' / 'train'}"
+    config = compose("export", ["dataset=folder", photos, "ckpt=x", "output=y"])
+    dataset, predictor = evaluation_set(config, model.input), instantiate(config.predictor)
+    predict = export_module._predict
+
+    def slowly(*arguments):
+        time.sleep(0.1)  # so that a kill comes in the middle
+        return predict(*arguments)
+
+    monkeypatch.setattr(export_module, "_predict", slowly)
+
+    def start(folder, count):
+        def work():
+            done = export(model, dataset, folder, replace(OPTIONS, shard_size=1), predictor=predictor)
+            (tmp_path / f"done_{distributed.rank()}").write_text(str(done))
+
+        return forked.start(work, processes=count)
+
+    return start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("killed", "resumed"), [(1, 2), (2, 3), (3, 1)])
+def test_kills_and_other_numbers_of_processes_lose_nothing_and_do_nothing_twice(started, tmp_path, killed, resumed):
+    def shards(name):
+        return {path.name: path for path in (tmp_path / name).glob("shard-*.json")}
+
+    for process in started(tmp_path / "whole", 1):
+        process.join(120)
+    whole = shards("whole")
+    processes = started(tmp_path / "labels", killed)
+    deadline = time.monotonic() + 120
+    while len(shards("labels")) < 3:
+        assert time.monotonic() < deadline, "no shards"
+        time.sleep(0.002)
+    for process in processes:
+        process.kill()
+        process.join()
+    before = {name: path.stat().st_mtime_ns for name, path in shards("labels").items()}
+    assert 3 <= len(before) < 9 and not (tmp_path / "labels" / COMPLETE).exists()
+    processes = started(tmp_path / "labels", resumed)
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * resumed
+    assert (tmp_path / "done_0").read_text() == str(9 - len(before))
+    after = shards("labels")
+    assert {name: after[name].stat().st_mtime_ns for name in before} == before
+    assert {name: path.read_bytes() for name, path in after.items()} == {n: p.read_bytes() for n, p in whole.items()}
+    pictures = [image["file_name"] for path in after.values() for image in json.loads(path.read_text())["images"]]
+    assert len(pictures) == len(set(pictures)) == 9 and (tmp_path / "labels" / COMPLETE).is_file()

@@ -1,48 +1,60 @@
 """1, 2 and 3 real processes count the same integers, although five images do not divide evenly."""
 
 import importlib.util
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-WORKER = Path(__file__).with_name("ranks_worker.py")
-
-
-def start(output: Path, world_size: int) -> list[subprocess.Popen]:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    shared = os.environ | {
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(WORKER), str(output)]
-    return [
-        subprocess.Popen(command, env=shared | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(world_size)
-    ]
+from partseg.data.loader import EvalSampler
+from partseg.evaluation.pixels import METRICS, PixelEvaluator
+from partseg.evaluation.predictor import Predictor
+from partseg.evaluation.protocols import OracleObj, PredAll, PredAllStrict
+from partseg.evaluation.runner import run
+from partseg.utils import distributed
+from partseg.vocabulary.names import Vocabulary
 
 
-@pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_any_number_of_processes_counts_the_same_integers(tmp_path, world_size):
-    ranks = start(tmp_path / "counts.npz", world_size)
-    spec = importlib.util.spec_from_file_location("ranks_worker", WORKER)
-    worker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(worker)
-    expected = worker.count()
-    for process in ranks:
-        _, errors = process.communicate(timeout=180)
-        assert process.returncode == 0, errors
+@pytest.fixture
+def fixtures():
+    """The samples and the model of conftest.py."""
+    spec = importlib.util.spec_from_file_location("fixtures", Path(__file__).with_name("conftest.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def count(fixtures) -> dict[str, np.ndarray]:
+    """Every integer of every protocol, over all processes."""
+    vocabulary = Vocabulary.from_mapping({"bird": ["head", "wing"], "car": ["wheel"], "dog": ["head", "leg", "tail"]})
+    samples = [fixtures.random_sample(vocabulary, torch.Generator().manual_seed(i)) for i in range(5)]
+    mine = [samples[i] for i in EvalSampler(len(samples), distributed.rank(), distributed.world_size())]
+    evaluation = run(
+        fixtures.WholeNumberModel(),
+        fixtures.batches(mine, 2),
+        vocabulary=vocabulary,
+        predictor=Predictor(),
+        evaluators={p.name: PixelEvaluator(p, metrics=METRICS) for p in (OracleObj(), PredAll(), PredAllStrict())},
+    )
+    keys = ("confusion", "bands", "num_images", "num_dropped")
+    counts = {f"{n}/{key}": np.asarray(getattr(c, key)) for n, c in evaluation.results.items() for key in keys}
+    counts |= {f"{n}/{rule}": d.confusion for n, c in evaluation.results.items() for rule, d in c.differences.items()}
+    return {"num_images": np.asarray(evaluation.num_images), **counts}
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_counts_the_same_integers(fixtures, forked, tmp_path, processes):
+    def work():
+        counts = count(fixtures)
+        if distributed.is_main():
+            np.savez(tmp_path / "counts.npz", **counts)
+
+    expected = count(fixtures)
+    assert forked(work, processes=processes) == [0] * processes
     found = np.load(tmp_path / "counts.npz")
     assert expected["pred_all/confusion"].sum() > 500
     assert expected["num_images"] == 5
     assert set(found.files) == set(expected)
     for key, value in expected.items():
-        np.testing.assert_array_equal(found[key], value, err_msg=f"{key} with {world_size} processes")
+        np.testing.assert_array_equal(found[key], value, err_msg=f"{key} with {processes} processes")

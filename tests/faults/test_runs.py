@@ -74,7 +74,10 @@ def killed_at(count):
     return act
 
 
-@pytest.mark.parametrize(("count", "moment"), [(1, "before"), (2, "after"), (3, "in the report")])
+@pytest.mark.parametrize(
+    ("count", "moment"),
+    [(1, "before"), pytest.param(2, "after", marks=pytest.mark.slow), (3, "in the report")],
+)
 def test_an_evaluation_that_a_kill_took_comes_first(
     train_net, start, settings, run, whole, patch_in, state_of, records, monkeypatch, moment, count
 ):
@@ -246,8 +249,15 @@ def test_the_lock_is_given_back_after_an_error(train_net, settings, run):
     assert not (run / "lock.json").exists()
 
 
-@pytest.mark.parametrize("averaged", [False, True])
-@pytest.mark.parametrize("saver", ["checkpoint", "evaluate"])  # the evaluation saves what may be the best
+@pytest.mark.parametrize(
+    ("saver", "averaged"),  # the evaluation saves what may be the best
+    [
+        ("checkpoint", True),
+        ("evaluate", False),
+        pytest.param("checkpoint", False, marks=pytest.mark.slow),
+        pytest.param("evaluate", True, marks=pytest.mark.slow),
+    ],
+)
 def test_weights_that_break_in_the_last_step_are_not_saved(train_net, settings, run, patch_in, averaged, saver):
     other = {"checkpoint": "evaluate", "evaluate": "checkpoint"}[saver]
 

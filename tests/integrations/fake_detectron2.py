@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections import UserDict
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
@@ -70,7 +71,11 @@ def inference_on_dataset(model, data_loader, evaluator):
 
 class DetectionCheckpointer:
     def __init__(self, model, save_dir=""):
-        self.model = model
+        self.model, self.folder = model, Path(save_dir)
+
+    def save(self, name, **more):
+        torch.save({"model": self.model.state_dict(), **more}, self.folder / f"{name}.pth")
+        (self.folder / "last_checkpoint").write_text(f"{name}.pth")
 
     def resume_or_load(self, path, *, resume=True):
         return self.load(path) if path else {}

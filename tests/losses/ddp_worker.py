@@ -1,9 +1,4 @@
-"""Three optimiser steps of a small network under the full criterion: imported by test_ranks.py, or run as 1 of 2 ranks.
-
-Usage: ddp_worker.py OUTPUT   with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment
-"""
-
-import sys
+"""Three optimiser steps of a small network under the full criterion, for test_ranks.py."""
 
 import torch
 from omegaconf import OmegaConf
@@ -108,16 +103,3 @@ def run_all(kinds: tuple[tuple[str, int], ...] = (("global", 1), ("global", 2), 
         losses, weights = train(instantiate(node), accumulation)
         results[distributed.world_size(), normalise, accumulation] = {"losses": losses, "weights": weights}
     return results
-
-
-def main() -> None:
-    """Join the group, train, let rank 0 write."""
-    distributed.init_from_env()
-    results = run_all()
-    if distributed.is_main():
-        torch.save(results, sys.argv[1])
-    distributed.shutdown()
-
-
-if __name__ == "__main__":
-    main()

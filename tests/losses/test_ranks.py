@@ -1,50 +1,31 @@
 """The objective does not depend on how a batch is cut up: 1 or 2 processes, 1 or 2 micro-batches in each."""
 
 import importlib.util
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from partseg.utils import distributed
+
 WORKER = Path(__file__).with_name("ddp_worker.py")
 
 
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def _two_ranks(output: Path) -> dict:
-    shared = os.environ | {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        "OMP_NUM_THREADS": "1",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(output)], env=shared | {"RANK": rank}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in "01"
-    ]
-    for process in ranks:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-    return torch.load(output)
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str, int], dict]:
+def runs(forked, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str, int], dict]:
     """Losses and weights after three steps, by (processes, normalisation, micro-batches)."""
     spec = importlib.util.spec_from_file_location("ddp_worker", WORKER)
     worker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(worker)
-    return worker.run_all() | _two_ranks(tmp_path_factory.mktemp("ranks") / "results.pt")
+    path = tmp_path_factory.mktemp("ranks") / "results.pt"
+
+    def work() -> None:
+        results = worker.run_all()
+        if distributed.is_main():
+            torch.save(results, path)
+
+    assert forked(work, processes=2) == [0, 0]
+    return worker.run_all() | torch.load(path)
 
 
 def _largest_difference(one: dict, other: dict) -> float:

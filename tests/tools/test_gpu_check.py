@@ -1,10 +1,11 @@
 """The check of a machine with GPUs, at tiny size on the CPU: what fails or takes too long leaves the rest alone."""
 
 import json
-import sys
 
 import pytest
 import torch
+
+from partseg.utils.arguments import parse
 
 
 @pytest.fixture
@@ -14,10 +15,18 @@ def tool(load):
 
 def test_without_a_gpu_it_says_so_and_is_content(tool, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--output", str(tmp_path / "out")])
-    assert tool.main() == 0
+    assert tool.main(parse(tool.Options, [f"output={tmp_path / 'out'}"])) == 0
     assert "no usable GPU on this machine: nothing was checked" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("device=tpu", "device=tpu is not cuda or cpu"), ("only=overfitt", "there is no step overfitt; .*overfit, ")],
+)
+def test_what_does_not_exist_is_refused(tool, word, message):
+    with pytest.raises(ValueError, match=message):
+        parse(tool.Options, [word])
 
 
 @pytest.mark.timeout(900)

@@ -1,10 +1,12 @@
 """Composing, nearest-name messages, the target rule, run names, saving."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
@@ -136,3 +138,13 @@ def test_the_data_set_of_the_evaluation_is_chosen_by_its_name():
     cfg = config.compose("train", ["eval_dataset=toy_pascal_part_116", "eval_dataset.name=mine"])
     assert (cfg.dataset._target_, cfg.eval_dataset.name) == ("partseg.data.pascal_part.pascal_part_116", "mine")
     assert cfg.eval_dataset.root.endswith("ToyPascalPart116") and not cfg.dataset.root.endswith("ToyPascalPart116")
+
+
+def test_composed_experiments_are_not_copied_for_every_composition():
+    """Hydra copies its store each time, and what it loads once more: that second copy is what nobody may change."""
+    before = config.compose("train", ["experiment=part_clipseg_pascal_part_116"])
+    store = ConfigStore.instance()
+    assert len(store.repo["experiment"]) > 100
+    assert copy.deepcopy(store).repo["experiment"] is store.repo["experiment"]
+    store.load("experiment/part_clipseg_pascal_part_116.yaml").node["defaults"] = []
+    assert config.compose("train", ["experiment=part_clipseg_pascal_part_116"]) == before

@@ -1,10 +1,8 @@
 """Sums and objects, alone and across two Gloo processes."""
 
-import os
+from types import SimpleNamespace
 
-import pytest
 import torch
-import torch.multiprocessing as mp
 
 from partseg.utils import distributed
 
@@ -21,23 +19,40 @@ def test_one_process_needs_no_group():
     distributed.shutdown()
 
 
-def _two(rank: int, folder: str) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    os.environ["MASTER_PORT"] = "0"
-    store = torch.distributed.FileStore(f"{folder}/store", 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    assert distributed.init_from_env()
-    assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (rank, rank, 2)
-    large = torch.tensor([2**53 + rank], dtype=torch.int64)
-    assert distributed.reduce_sum(large).item() == 2**54 + 1
-    assert distributed.reduce_sum(torch.tensor(0.5, dtype=torch.float64)).item() == 1.0
-    assert distributed.gather_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
-    assert distributed.broadcast_object(f"from {rank}") == "from 0"
-    distributed.barrier()
+def test_two_processes(forked):
+    def work():
+        assert distributed.init_from_env()  # which leaves a group as it is
+        rank = distributed.rank()
+        assert distributed.world_size() == 2
+        large = torch.tensor([2**53 + rank], dtype=torch.int64)
+        assert distributed.reduce_sum(large).item() == 2**54 + 1
+        assert distributed.reduce_sum(torch.tensor(0.5, dtype=torch.float64)).item() == 1.0
+        assert distributed.gather_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+        assert distributed.broadcast_object(f"from {rank}") == "from 0"
+        distributed.barrier()
+        distributed.shutdown()
+        assert distributed.world_size() == 1
+
+    assert forked(work, processes=2) == [0, 0]
+
+
+def test_the_launcher_says_which_process_of_its_machine_this_is(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert distributed.local_rank() == 0
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert distributed.local_rank() == 3
+
+
+def test_a_process_takes_its_gpu_before_nccl_starts(monkeypatch):
+    """NCCL would otherwise open every process's first connection on GPU 0."""
+    calls = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("set_device", str(device))))
+    monkeypatch.setattr(distributed, "Whereabouts", lambda *_, **__: SimpleNamespace(stop=lambda: None))
+    rendezvous = lambda *_, **__: iter([(torch.distributed.HashStore(), 1, 2)])  # noqa: E731
+    monkeypatch.setattr(torch.distributed, "rendezvous", rendezvous)
+    group = lambda backend, device_id, **_: calls.append((backend, str(device_id)))  # noqa: E731
+    monkeypatch.setattr(torch.distributed, "init_process_group", group)
+    assert distributed.init_from_env("cuda:1")
     distributed.shutdown()
-    assert distributed.world_size() == 1
-
-
-@pytest.mark.timeout(60)
-def test_two_processes(tmp_path):
-    mp.spawn(_two, args=(str(tmp_path),), nprocs=2)
+    assert calls == [("set_device", "cuda:1"), ("nccl", "cuda:1")]

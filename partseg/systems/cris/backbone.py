@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from open_clip.modified_resnet import ModifiedResNet
-from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from partseg.backbones.clip_layouts import resize_position
 from partseg.backbones.clip_vit import clip_config
-from partseg.text.encoder import tokenize
+from partseg.text.encoder import clip_tokenizer, tokenize
 
 
 class ClipResNet(nn.Module):
@@ -44,7 +43,7 @@ class ClipResNet(nn.Module):
         self.clip = open_clip.CLIP(**clip_config(name))
         if not isinstance(self.clip.visual, ModifiedResNet):
             raise ValueError(f"{name} is not a CLIP ResNet; use RN50-quickgelu or RN101-quickgelu")
-        self.tokenizer = SimpleTokenizer()
+        self.tokenizer = clip_tokenizer()
         if self.clip.vocab_size != self.tokenizer.vocab_size:
             raise ValueError(f"{name} has {self.clip.vocab_size} tokens, CLIP's has {self.tokenizer.vocab_size}")
         if not 3 <= word_length <= self.clip.context_length:

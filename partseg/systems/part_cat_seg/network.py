@@ -24,6 +24,7 @@ from partseg.systems.part_cat_seg.aggregator import PartAggregator, PartTexts, P
 from partseg.systems.part_cat_seg.weights import LAYOUTS
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.phrases import Phrases
+from partseg.vocabulary.tables import on_device
 from partseg.weights.layouts import WeightLayout
 
 
@@ -68,9 +69,12 @@ class PartCatSegPrompts:
 
 def part_texts(shared: Tensor, pairs: Tensor, words: Vocabulary) -> PartTexts:
     """Embeddings with the places of each pair's part and object among parts, objects and background."""
-    last = words.num_parts + words.num_objects
-    rows = np.append(words.part_of, last), np.append(words.num_parts + words.object_of, last)
-    return PartTexts(shared, pairs, *(torch.from_numpy(each).to(shared.device) for each in rows))
+
+    def rows() -> np.ndarray:
+        last = words.num_parts + words.num_objects
+        return np.stack([np.append(words.part_of, last), np.append(words.num_parts + words.object_of, last)])
+
+    return PartTexts(shared, pairs, *on_device(words, "part_texts", device=shared.device, make=rows))
 
 
 class PartCatSeg(CatSeg):

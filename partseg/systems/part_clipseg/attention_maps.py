@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from partseg.labels import presence
@@ -57,9 +57,10 @@ class MaskAttention:
 class AttentionMaps:
     """Maps A_c of all present classes, ordered by image, then class; `weights` are the masks on the token grid.
 
-    `image` and `object_part` are where the labels are, the rest where the attention is.
+    `present`, `image` and `object_part` are where the labels are, the rest where the attention is.
     """
 
+    present: Bool[Tensor, "B K"]
     image: Int[Tensor, " N"]
     object_part: Int[Tensor, " N"]
     weights: Float[Tensor, "N T"]
@@ -107,7 +108,9 @@ def masked_attention(
     dtype = compute_dtype(layers[0].query)
     num_classes = vocabulary.num_object_parts
     masks = downsample_masks(labels, num_classes, grid=grid, mode=options.mask_downsample)
-    image, object_part = presence(labels, num_classes).nonzero(as_tuple=True)
+    # a second pass over the labels costs as much as the masks; `nearest` loses classes, which it then has to find
+    present = presence(labels, num_classes) if options.mask_downsample == "nearest" else masks.any(2)
+    image, object_part = present.nonzero(as_tuple=True)
     weights = masks[image, object_part].to(dtype)
 
     to_object = vocabulary.num_parts + table(vocabulary, "object_of", device=labels.device)[object_part]
@@ -125,7 +128,7 @@ def masked_attention(
     else:
         total = total / weights.shape[1]
     maps = total * ((0.5 if options.halve_sum else 1.0) / len(layers))
-    return AttentionMaps(image, object_part, weights, maps.view(-1, *grid))
+    return AttentionMaps(present, image, object_part, weights, maps.view(-1, *grid))
 
 
 def _layers(

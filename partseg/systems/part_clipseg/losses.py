@@ -47,10 +47,9 @@ class _Members:
 
 
 def _object_pairs(
-    object_part: Int[Tensor, "B H W"], objects: Int[Tensor, "B H W"], *, vocabulary: Vocabulary, parts_of: PartsOf
+    parts: Bool[Tensor, "B K"], objects: Int[Tensor, "B H W"], *, vocabulary: Vocabulary, parts_of: PartsOf
 ) -> Bool[Tensor, "B O"]:
     """Pairs a term averages over. `object`: objects with a part label. `image`: all objects of images with any part."""
-    parts = presence(object_part, vocabulary.num_object_parts)
     if parts_of == "image":
         return presence(objects, vocabulary.num_objects) & parts.any(1, keepdim=True)
     object_of = table(vocabulary, "object_of", device=parts.device)
@@ -59,18 +58,24 @@ def _object_pairs(
 
 
 def _count_pairs(batch: Batch, parts_of: PartsOf) -> Float[Tensor, ""]:
-    labels = batch.object_part, batch.object
-    return _object_pairs(*labels, vocabulary=batch.vocabulary, parts_of=parts_of).sum().double()
+    parts = presence(batch.object_part, batch.vocabulary.num_object_parts)
+    return _object_pairs(parts, batch.object, vocabulary=batch.vocabulary, parts_of=parts_of).sum().double()
 
 
-def _members(batch: Batch, *, maps: AttentionMaps, parts_of: PartsOf) -> _Members:
-    image, obj = _object_pairs(*batch.labels, vocabulary=batch.vocabulary, parts_of=parts_of).nonzero(as_tuple=True)
-    belongs = image[:, None] == maps.image
-    if parts_of == "object":
-        object_of = table(batch.vocabulary, "object_of", device=image.device)
-        belongs = belongs & (obj[:, None] == object_of[maps.object_part])
-    group, member = belongs.nonzero(as_tuple=True)
-    return _Members(image, obj, send(member, maps.maps.device), send(group, maps.maps.device))
+def _members(inputs: LossInputs, *, maps: AttentionMaps, parts_of: PartsOf) -> _Members:
+    vocabulary = inputs.batch.vocabulary
+
+    def compute() -> _Members:
+        pairs = _object_pairs(maps.present, inputs.batch.labels[1], vocabulary=vocabulary, parts_of=parts_of)
+        image, obj = pairs.nonzero(as_tuple=True)
+        belongs = image[:, None] == maps.image
+        if parts_of == "object":
+            object_of = table(vocabulary, "object_of", device=image.device)
+            belongs = belongs & (obj[:, None] == object_of[maps.object_part])
+        group, member = belongs.nonzero(as_tuple=True)
+        return _Members(image, obj, send(member, maps.maps.device), send(group, maps.maps.device))
+
+    return inputs.shared(("members", parts_of), compute)  # all options find the same classes in the same order
 
 
 def _maps(inputs: LossInputs, options: MaskAttention) -> AttentionMaps:
@@ -142,7 +147,7 @@ class Separation:
 
     def __call__(self, inputs: LossInputs, counts: Mapping[str, Tensor]) -> Tensor:
         maps = _maps(inputs, self.maps)
-        members = _members(inputs.batch, maps=maps, parts_of=self.parts_of)
+        members = _members(inputs, maps=maps, parts_of=self.parts_of)
         normalised = smooth(min_max(maps.maps), self.smoothing_sigma).flatten(1)[members.map]
         inside = self._object_masks(inputs, members, grid=(maps.maps.shape[1], maps.maps.shape[2]))
         on = normalised > self.gamma if self.strict else normalised >= self.gamma
@@ -222,7 +227,7 @@ class Enhancement:
 
     def __call__(self, inputs: LossInputs, counts: Mapping[str, Tensor]) -> Tensor:
         maps = _maps(inputs, self.maps)
-        members = _members(inputs.batch, maps=maps, parts_of=self.parts_of)
+        members = _members(inputs, maps=maps, parts_of=self.parts_of)
         smoothed = smooth(maps.maps, self.smoothing_sigma).flatten(1)
         if self.maximum_over == "mask":
             # Attention is never negative, so 0 outside the mask cannot win, and a vanished mask gets 0.

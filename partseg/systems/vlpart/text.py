@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from open_clip.model import _build_text_tower
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from partseg.backbones.clip_vit import clip_config, spread_text_tower, text_features
-from partseg.text.encoder import PromptCache, encode_prompts
+from partseg.text.encoder import PromptCache, clip_tokenizer, encode_prompts
 
 
 class TextTower(nn.Module):
@@ -26,7 +25,7 @@ class TextTower(nn.Module):
         config = clip_config(name)
         self.clip = _build_text_tower(config["embed_dim"], config["text_cfg"], config.get("quick_gelu", False))
         self.dim = int(config["embed_dim"])
-        self.tokenizer = SimpleTokenizer()
+        self.tokenizer = clip_tokenizer()
         if spread_text:
             spread_text_tower(self)  # type: ignore[arg-type]
         self._prompts = PromptCache()
