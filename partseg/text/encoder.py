@@ -57,10 +57,8 @@ def tokenize(
                 "shorten the class name or the prompt template"
             )
         rows.append([tokenizer.sot_token_id, *words, tokenizer.eot_token_id])
-    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[: len(ids)] = torch.tensor(ids)
-    return tokens
+    longest = max(map(len, rows))
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
 
 def _spelled_in_bytes(tokenizer: SimpleTokenizer, prompt: str) -> bool:
