@@ -88,7 +88,7 @@ class Launch:
 class Measurement:
     """`bench` of benchmark.yaml."""
 
-    mode: Literal["all", "train", "eval", "memory", "data"]
+    mode: Literal["all", "train", "eval", "memory", "eval_memory", "data"]
     batch_sizes: tuple[Count, ...]
     classes: tuple[Count | None, ...]
     label_size: tuple[Count, Count]
@@ -96,6 +96,8 @@ class Measurement:
     warmup: CountOrZero
     clock: Literal["wall", "cpu"]
     threads: Count | None
+    layers: tuple[Text, ...]
+    draw_texts: bool
     trace: Text | None
     compare: tuple[Text, Text] | None
 

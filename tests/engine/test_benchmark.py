@@ -1,15 +1,19 @@
 """Benchmark: realistic inputs, honest byte counts, phases that add up."""
 
+from itertools import count
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from partseg.backbones.clip_vit import ClipBackbone
 from partseg.engine.benchmark.inputs import random_batch, random_sample
-from partseg.engine.benchmark.measure import Case, model_size, training_step, vocabulary_of
+from partseg.engine.benchmark.measure import Case, draw_texts, evaluated_image, model_size, training_step, vocabulary_of
 from partseg.engine.benchmark.memory import saved_bytes
 from partseg.engine.benchmark.report import compare, lines
-from partseg.engine.benchmark.timing import interleave
+from partseg.engine.benchmark.timing import Clock, LayerTimes, interleave
 from partseg.geometry import InputSpec
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.utils.config import compose
@@ -83,6 +87,37 @@ def test_phases_of_a_step_add_up():
         terms = {f"loss {name}" for name in ("object_part", "object", "part", "separation", "enhancement")}
         assert {"text tower", "network", "loss", "backward", "optimiser", "wait"} | terms <= set(parts)
         assert ("prompt sampling" in parts) == (share != "null")
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_layers_are_timed_in_both_directions():
+    """Ticks of a clock: what backward runs again is backward's, and the first layer's input has no gradient."""
+    ticks = count()
+    model = nn.ModuleDict({"first": nn.Linear(2, 3), "then": nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))})
+    layers = LayerTimes(model, ["first", "then", "then.*"], clock=lambda: float(next(ticks)))
+    hidden = model["first"](torch.rand(1, 2))
+    loss = checkpoint(model["then"], hidden, use_reentrant=False).sum()
+    layers.in_backward = True
+    loss.backward()
+    found = layers.take()
+    # "then" reads the clock once at its start; between that and its end its two layers read it twice each
+    assert {key: value for key, value in found.items() if "forward" in key} == {
+        "first, forward": 1, "then, forward": 5, "then.*, forward": 2,
+    }  # fmt: skip
+    assert found["then, backward"] > found["then.*, backward"] >= 2 and "first, backward" not in found
+    assert layers.take() == {}
+    with pytest.raises(ValueError, match=r"bench.layers: no module is called 'last.\*'; names start with first, then"):
+        LayerTimes(model, ["last.*"], clock=lambda: 0.0)
+
+
+def test_peak_of_an_evaluated_image_and_drawn_texts(monkeypatch):
+    """Drawn texts reach no text tower; a system without CLIP's is told."""
+    config = compose("benchmark", ["model=part_clipseg_tiny", "bench.draw_texts=true", "bench.label_size=[20,30]"])
+    monkeypatch.setattr(ClipBackbone, "encode_tokens", lambda *_: pytest.fail("a prompt was encoded"))
+    image = evaluated_image(config, 20, clock=Clock(torch.device("cpu")))
+    assert image.network().object_part.shape[0] == 21
+    with pytest.raises(ValueError, match="bench.draw_texts is for systems with CLIP's text tower, not Linear"):
+        draw_texts(nn.Linear(1, 1))
 
 
 def test_vocabulary_follows_the_data_set():

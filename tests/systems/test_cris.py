@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from partseg.evaluation.predictor import Predictor
 from partseg.geometry import InputSpec
 from partseg.labels import IGNORE_LABEL
 from partseg.losses.term import LossInputs
@@ -311,6 +312,8 @@ def test_many_phrases_cost_one_image_encoding(build, monkeypatch):
     found = model.predict(images, prompts, sizes=[(50, 80), (96, 96)])
     assert counted == [2], "each image is encoded once, whatever the number of phrases and chunks"
     assert [each.logits.shape for each in found] == [(20, 96, 96)] * 2
+    model.predict(images, model.encode_text(WORDS), sizes=[(50, 80), (96, 96)])
+    assert counted == [2, 2], "and for all classes of a vocabulary"
     model.phrase_chunk = 40
     for one, other in zip(found, model.predict(images, prompts, sizes=[(50, 80), (96, 96)])):
         assert_close(one.logits, other.logits, rel=1e-5)
@@ -318,7 +321,7 @@ def test_many_phrases_cost_one_image_encoding(build, monkeypatch):
 
 @torch.no_grad()
 def test_classes_of_a_vocabulary_are_phrases(build):
-    """Background wins where no class reaches the threshold."""
+    """Background wins where no class reaches the threshold. Of an object that is told only its own phrases are run."""
     model = named_weights(build(template={"object_part": "the {part} of the {object}"})).eval()
     images = golden_batch().images[:1]
     (dense,) = model.predict(images, model.encode_text(WORDS), sizes=[(96, 96)])
@@ -327,6 +330,10 @@ def test_classes_of_a_vocabulary_are_phrases(build):
     assert_close(dense.object_part[:-1], masks.logits, rel=1e-5)
     assert dense.object is None and dense.object_part[-1].sigmoid().unique().item() == pytest.approx(0.35)
     assert masks.threshold == pytest.approx(np.log(0.35 / 0.65))
+    dog = torch.zeros(96, 96, dtype=torch.int32)
+    (told,) = Predictor(prompts="present").prepare(model, WORDS)(images, [(96, 96)], given=[dog])
+    assert_close(told.object_part[[0, 1, 3]], dense.object_part[[0, 1, 3]], rel=1e-5)
+    assert told.object_part[2].isnan().all()
     with pytest.raises(ValueError, match="model.template must be a single text"):
         build(template="imagenet").encode_text(WORDS)
 

@@ -18,6 +18,7 @@ from partseg.structures import Batch
 from partseg.utils.config import compose, instantiate
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.phrases import Phrases
+from partseg.vocabulary.shipped import shipped
 from toy_world.writer import ToyOptions, write_toy
 
 SIZE = 64
@@ -105,6 +106,29 @@ def run(world, request):
 
     assert load_tool("train_net").train(settings(world, "experiment=toy_cris", *TINY))
     return world / "tiny_cris"
+
+
+def test_the_released_partimagenet_trains_from_one_command(world, load):
+    """Its files as they are, of made-up pictures; another part of the picture each, by name."""
+    names = [f"{owner} {part}".title() for owner, part in shipped("partimagenet").pairs]
+    for split in ("train", "val"):
+        content = {"categories": [{"id": i, "name": name} for i, name in enumerate(names)], "images": []}
+        content["annotations"] = []
+        folder = world / "data" / "PartImageNet"
+        (folder / "images" / split).mkdir(parents=True)
+        (folder / "annotations" / split).mkdir(parents=True)
+        for number in (1, 2):
+            file = f"n02099601_{number}.JPEG"
+            Image.fromarray(pictures().images[number].permute(1, 2, 0).numpy()).save(folder / "images" / split / file)
+            content["images"].append({"id": number, "file_name": file, "height": SIZE, "width": SIZE})
+            corners = [8, 8, 8, 40, 40, 40, 40, 8]
+            entry = {"id": number, "image_id": number, "category_id": number, "segmentation": [corners]}
+            content["annotations"].append({**entry, "iscrowd": 0, "area": 1024})
+        (folder / "annotations" / split / f"{split}.json").write_text(json.dumps(content))
+    more = ("experiment=cris_partimagenet", "model=cris_tiny", "model.image_size=64", "init_from=null", "name=released")
+    assert load("train_net").train(settings(world, *more, "hooks.visualize.every=1000"))
+    lines = [json.loads(line) for line in (world / "released" / "metrics.jsonl").read_text().splitlines()]
+    assert any(line.get("referring/mean_IoU") is not None for line in lines)
 
 
 def test_training_scores_phrases(run):

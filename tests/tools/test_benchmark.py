@@ -27,6 +27,10 @@ def test_writes_what_the_tables_read_and_compares(root, tmp_path):
     assert 5 < figures["params_m"] < 20 and figures["memory_gb"] is None and figures["memory_gb_reason"]
     assert set(figures["measurements"]) == {"memory, batch 1", "train, batch 1", "eval, one image"}
     assert figures["measurements"]["memory, batch 1"]["bytes"]["rss_above_start"] > 10 * 2**20
+    result = benchmark(root, "model=part_clipseg_tiny", f"json={path}2", "bench.mode=eval_memory")
+    assert result.returncode == 0, result.stderr
+    (found,) = json.loads(path.with_name("measure.json2").read_text())["measurements"].values()
+    assert found["bytes"]["rss_above_start"] > 2**20
     result = benchmark(root, f"bench.compare=[{path},{path}]")
     assert result.returncode == 0 and "train, batch 1: loss separation (units)" in result.stdout
     assert "   1.000" in result.stdout

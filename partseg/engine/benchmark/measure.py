@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
+from partseg.backbones.clip_vit import ClipBackbone
 from partseg.data.loader import build_train_loader
 from partseg.engine.benchmark.cost import made_up_vocabulary
 from partseg.engine.benchmark.inputs import random_batch, random_sample
@@ -47,8 +49,11 @@ class Case:
     @property
     def name(self) -> str:
         """As it stands in the json."""
-        classes = "" if self.num_classes is None else f", {self.num_classes} classes"
-        return f"batch {self.batch_size}{classes}"
+        return f"batch {self.batch_size}{_of(self.num_classes)}"
+
+
+def _of(num_classes: int | None) -> str:
+    return "" if num_classes is None else f", {num_classes} classes"
 
 
 def measure(config: DictConfig) -> dict[str, Any]:
@@ -66,14 +71,14 @@ def measure(config: DictConfig) -> dict[str, Any]:
         for case in cases:
             figures[f"memory, {case.name}"] = memory(config, case)
         result |= card_memory(config, device)
+    if bench.mode == "eval_memory":
+        figures |= {f"memory, one image{_of(k)}": evaluation_memory(config, k) for k in bench.classes}
     if bench.mode in ("all", "train", "eval"):
         unit = Unit(Clock(device, bench.clock))
         if bench.mode != "eval":
             figures |= {f"train, {case.name}": time_training(config, case, unit) for case in cases}
         if bench.mode != "train":
-            for num_classes in bench.classes:
-                classes = "" if num_classes is None else f", {num_classes} classes"
-                figures[f"eval, one image{classes}"] = time_evaluation(config, num_classes, unit)
+            figures |= {f"eval, one image{_of(k)}": time_evaluation(config, k, unit) for k in bench.classes}
     if bench.mode == "data":
         figures["data"] = time_data(config)
     return {**result, "device": device.type, "clock": bench.clock, "environment": env.report(), "config": plain(config)}
@@ -104,6 +109,8 @@ def training_step(config: DictConfig, case: Case) -> TrainStep:
     env.seed_everything(config.seed)
     device = device_of(config)
     model = instantiate(config.model).to(device)
+    if config.bench.draw_texts:
+        draw_texts(model, training=True)
     if config.train.compile:
         compile_passes(model)
     vocabulary = vocabulary_of(config, case.num_classes, training=True)
@@ -119,6 +126,7 @@ def training_step(config: DictConfig, case: Case) -> TrainStep:
         clip_norm=config.train.clip_norm,
         precision=config.train.precision,
         prompt_sampling=None if share is None else PromptSampling(share=share, seed=config.seed),
+        layers=config.bench.layers,
         clock=Clock(device, config.bench.clock),
     )
 
@@ -134,22 +142,40 @@ def time_training(config: DictConfig, case: Case, unit: Unit) -> dict[str, Any]:
 
 def time_evaluation(config: DictConfig, num_classes: int | None, unit: Unit) -> dict[str, Any]:
     """Seconds and units of one evaluated image, the text encoded beforehand."""
+    image = evaluated_image(config, num_classes, clock=unit.clock)
+    figures = interleave(image, unit, repeats=config.bench.repeats, warmup=config.bench.warmup)
+    if config.bench.trace is not None:
+        trace(image, Path(config.bench.trace))
+    return {"protocols": list(image.evaluators), **size_of(image.vocabulary), **figures}
+
+
+def evaluated_image(config: DictConfig, num_classes: int | None, *, clock: Clock) -> EvaluateImage:
+    """Model, encoded vocabulary, evaluators and a random photo."""
     env.seed_everything(config.seed)
     vocabulary = vocabulary_of(config, num_classes, training=False)
     height, width = config.bench.label_size
     model = instantiate(config.model).to(device_of(config))
-    image = EvaluateImage(
+    if config.bench.draw_texts:
+        draw_texts(model)
+    return EvaluateImage(
         model,
         predictor=instantiate(config.predictor),
         evaluators=instantiate(config.evaluator),
         sample=random_sample(vocabulary, input=model.input, label_size=(height, width)),
         vocabulary=vocabulary,
-        clock=unit.clock,
+        clock=clock,
     )
-    figures = interleave(image, unit, repeats=config.bench.repeats, warmup=config.bench.warmup)
-    if config.bench.trace is not None:
-        trace(image, Path(config.bench.trace))
-    return {"protocols": list(image.evaluators), **size_of(vocabulary), **figures}
+
+
+def draw_texts(model: nn.Module, *, training: bool = False) -> None:
+    """Random features in place of encoded prompts: 1,000 classes in 80 texts take a CPU a quarter of an hour."""
+    tower = getattr(model, "backbone", None)
+    if not isinstance(tower, ClipBackbone):
+        raise ValueError(f"bench.draw_texts is for systems with CLIP's text tower, not {type(model).__name__}")
+    if training and any(p.requires_grad for name, p in tower.clip.named_parameters() if not name.startswith("visual.")):
+        raise ValueError("bench.draw_texts=true, but the text tower trains: its time is part of every step")
+    width, device = tower.text_dim, next(model.parameters()).device
+    tower.encode_prompts = lambda prompts: torch.randn(len(prompts), width, device=device)  # type: ignore[method-assign]
 
 
 def time_data(config: DictConfig) -> dict[str, Any]:
@@ -184,6 +210,11 @@ def memory(config: DictConfig, case: Case) -> dict[str, Any]:
     return {"batch_size": case.batch_size, "bytes": {**counted, **in_child(_peak, config, case)}}
 
 
+def evaluation_memory(config: DictConfig, num_classes: int | None) -> dict[str, Any]:
+    """Peak bytes of the network on one image, above weights and encoded texts, in a process of its own."""
+    return in_child(_evaluation_peak, config, Case(1, num_classes))
+
+
 def card_memory(config: DictConfig, device: torch.device) -> dict[str, Any]:
     """GB (1e9 bytes) of GPU memory at the config's own batch size, as table A4 states it."""
     if device.type != "cuda":
@@ -213,12 +244,23 @@ def _peak(config: Mapping[str, Any], case: Case) -> dict[str, Any]:
     return peak_above(lambda: [step() for _ in range(STEPS_FOR_PEAK)], device=step.device)
 
 
+def _evaluation_peak(config: Mapping[str, Any], case: Case) -> dict[str, Any]:
+    cfg = _child_config(config)
+    image = evaluated_image(cfg, case.num_classes, clock=Clock(device_of(cfg)))
+    return {"bytes": peak_above(image.network, device=image.device), **size_of(image.vocabulary)}
+
+
 def _child_step(config: Mapping[str, Any], case: Case) -> TrainStep:
+    return training_step(_child_config(config), case)
+
+
+def _child_config(config: Mapping[str, Any]) -> DictConfig:
+    """The config in a fresh process, whose torch is set up as the parent's."""
     cfg = OmegaConf.create(dict(config))
     if cfg.bench.threads is not None:
         torch.set_num_threads(cfg.bench.threads)
     devices.set_tf32(cfg.train.tf32)
-    return training_step(cfg, case)
+    return cfg
 
 
 def size_of(vocabulary: Vocabulary) -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
@@ -10,7 +11,7 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
-from partseg.engine.benchmark.timing import Clock, Phases, Stopwatch
+from partseg.engine.benchmark.timing import Clock, LayerTimes, Phases, Stopwatch
 from partseg.engine.prompts import PromptSampling
 from partseg.engine.trainer import Trainer
 from partseg.evaluation.evaluator import Answer, Evaluator
@@ -18,6 +19,7 @@ from partseg.evaluation.predictor import Predictor
 from partseg.evaluation.runner import on_device, predict_batch, process_image, told_objects
 from partseg.losses.criterion import Criterion
 from partseg.losses.term import LossInputs, Term
+from partseg.prediction import Prediction
 from partseg.structures import Batch, EvalBatch, Sample
 from partseg.system import Prompts, Words
 from partseg.utils.devices import Precision
@@ -37,6 +39,7 @@ class TrainStep:
         clip_norm: float | None,
         precision: Precision,
         prompt_sampling: PromptSampling | None = None,
+        layers: Sequence[str] = (),
         clock: Clock,
     ) -> None:
         self.model = model.train()
@@ -44,6 +47,7 @@ class TrainStep:
         self.clock = clock
         self.device = clock.device
         self.watch = Stopwatch(clock)
+        self.layers = LayerTimes(model, layers, clock=clock)
         self._time_text(model)
         self.trainer = Trainer(
             model,
@@ -60,12 +64,14 @@ class TrainStep:
         )
 
     def __call__(self) -> Phases:
-        """One step; seconds per phase."""
+        """One step; seconds per phase, and of the layers, which lie within phases."""
         self.watch = Stopwatch(self.clock)
-        self.trainer.step(repeat(self.batch))
+        with warnings.catch_warnings():  # of layers that have no time in backward
+            warnings.filterwarnings("ignore", "Full backward hook is firing|For backward hooks to be called")
+            self.trainer.step(repeat(self.batch))
         self.trainer.iteration += 1
         self.watch.lap("rest")
-        return self.watch.stop()
+        return self.watch.stop() | self.layers.take()
 
     def loss(self) -> Tensor:
         """Forward pass and criterion alone."""
@@ -76,7 +82,9 @@ class TrainStep:
     def phase(self, name: str) -> Iterator[None]:
         """Time of a part of the step."""
         self.watch.lap("rest")
+        self.layers.in_backward = name == "backward"
         yield
+        self.layers.in_backward = False
         self.watch.lap(name)
 
     def _time_text(self, model: nn.Module) -> None:
@@ -145,10 +153,14 @@ class EvaluateImage:
     def __call__(self) -> Phases:
         """One image; seconds per phase."""
         watch = Stopwatch(self.clock)
-        batch = EvalBatch(self.sample.image[None], (self.sample,))
-        prediction = predict_batch(self.prepared, batch, told=self.told)[0]
+        prediction = self.network()
         watch.lap("network")
         answer = Answer(prediction, self.vocabulary, class_chunk=self.class_chunk)
         process_image(answer, on_device(self.sample, self.device), self.evaluators)
         watch.lap("post-processing")
         return watch.stop()
+
+    def network(self) -> Prediction:
+        """What the network says of the image; nothing is upsampled."""
+        batch = EvalBatch(self.sample.image[None], (self.sample,))
+        return predict_batch(self.prepared, batch, told=self.told)[0]

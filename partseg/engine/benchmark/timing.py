@@ -6,10 +6,13 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
 from typing import Literal
 
 import open_clip
 import torch
+from torch import Tensor, nn
 
 UNIT_MODEL, UNIT_SIZE = "ViT-B-16", 352
 
@@ -54,6 +57,55 @@ class Stopwatch:
     def stop(self) -> Phases:
         """All phases and their sum."""
         return {"total": sum(self.phases.values()), **self.phases}
+
+
+class LayerTimes:
+    """Seconds of the modules whose names match `patterns` (shell wildcards), forward and backward, a sum per pattern.
+
+    What runs again in backward counts there. A module whose inputs have no gradient has no time of its own in backward:
+    autograd does not tell when the gradients of its weights are done.
+    """
+
+    def __init__(self, model: nn.Module, patterns: Sequence[str], *, clock: Clock) -> None:
+        self.clock, self.in_backward = clock, False
+        self._seconds: Phases = {}
+        modules = {name: module for name, module in model.named_modules() if name}
+        for pattern in patterns:
+            matches = [module for name, module in modules.items() if fnmatchcase(name, pattern)]
+            if not matches:
+                known = ", ".join(sorted({name.split(".")[0] for name in modules}))
+                raise ValueError(f"bench.layers: no module is called {pattern!r}; names start with {known}")
+            for module in matches:
+                self._watch(module, pattern)
+
+    def take(self) -> Phases:
+        """The sums since the last call."""
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+    def _watch(self, module: nn.Module, pattern: str) -> None:
+        started = 0.0
+
+        def start(*_: object, backward: bool = False) -> None:
+            nonlocal started
+            if backward == self.in_backward:
+                started = self.clock()
+
+        def stop(key: str) -> None:
+            self._seconds[key] = self._seconds.get(key, 0.0) + self.clock() - started
+
+        def stop_forward(*_: object) -> None:
+            if not self.in_backward:
+                stop(f"{pattern}, forward")
+
+        def stop_backward(_: nn.Module, grad_inputs: Sequence[Tensor | None], __: object) -> None:
+            if any(grad is not None for grad in grad_inputs):
+                stop(f"{pattern}, backward")
+
+        module.register_forward_pre_hook(start)
+        module.register_forward_hook(stop_forward)
+        module.register_full_backward_pre_hook(partial(start, backward=True))
+        module.register_full_backward_hook(stop_backward)
 
 
 class Unit:

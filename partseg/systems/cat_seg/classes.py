@@ -66,13 +66,17 @@ class ClassLayer(nn.Module):
 
     def finish(self, pooled: Float[Tensor, "B T h w D"], mixed: Tensor, *, size: Sequence[int]) -> Tensor:
         """What is added to the map of `size`: values read by attention [B, T, h, w, n, d] and MLP, upsampled."""
-        pooled = pooled + mixed.flatten(-2)
-        pooled = pooled + self.mlp(self.norm2(pooled))
+        pooled = self.merge(pooled, mixed)
         if self.pooling == 1:
             return pooled
         maps = pooled.flatten(0, 1).permute(0, 3, 1, 2)
         maps = F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
         return maps.permute(0, 2, 3, 1).unflatten(0, pooled.shape[:2])
+
+    def merge(self, pooled: Float[Tensor, "B T h w D"], mixed: Tensor) -> Float[Tensor, "B T h w D"]:
+        """Pooled cells with what attention read for them [B, T, h, w, n, d], after the MLP."""
+        pooled = pooled + mixed.flatten(-2)
+        return pooled + self.mlp(self.norm2(pooled))
 
     def _padding_sums(self, num_classes: int) -> Tensor:
         """What the padding tokens add to the sums, [1, 1, 1, n, d, d + 1], or a zero."""
