@@ -265,7 +265,7 @@ def segment_of_mask(mask: np.ndarray, *, name: str, label: int, score: float | N
     )
 
 
-def coco_document(predictions: Sequence[PhotoPrediction], words: Words) -> dict[str, object]:
+def coco_document(predictions: Sequence[PhotoPrediction], words: Words) -> dict[str, Any]:
     """A COCO file's content: ids count from 1; object-parts (with their object as group) or phrases, then objects.
 
     Segments without a class are of category 0, "part", and phrases are written beside the category, too.

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from partseg.data import coco, io
 from partseg.data.dataset import Mapper, PartSegDataset, build, in_split
+from partseg.data.origin import check_origin, count_without_parts
 from partseg.structures import Annotation, InstanceLevel, Phrase, Record
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.words import as_vocabulary
@@ -40,6 +41,7 @@ def coco_style(
     min_score: float = 0.0,
     require_masks: bool = False,
     val_share: float | None = None,
+    origin: Mapping[str, str | None] | None = None,
     name: str = "coco_style",
 ) -> PartSegDataset:
     """Split of a data set whose labels are COCO JSON files.
@@ -50,7 +52,8 @@ def coco_style(
     list of wordings, which need no category. Crowd, broken and empty annotations, and boxes outside the image, are left
     out and counted in `skipped`; images of which none is left stay, as unlabelled ones. `vocabulary="categories"` takes
     the files' own names, and `require_masks` refuses annotations that are boxes only. `val_share` splits a file that
-    holds all images, by their names' hash.
+    holds all images, by their names' hash. `origin` is what labels that a network made must say of themselves
+    (`origin.check_origin`).
     """
     root = Path(root).expanduser()
     folder = root / _of_split(images, split, "images")
@@ -58,6 +61,7 @@ def coco_style(
         (path, coco.read_coco(path, optional=("category_id",)))
         for path in _files(root, _of_split(annotations, split, "annotations"))
     ]
+    by_network = check_origin(files, origin)
     labels = words_of(files, name=name) if vocabulary == "categories" else as_vocabulary(vocabulary)
     labels = labels.with_unseen(unseen_objects)
     skipped: dict[str, int] = {}
@@ -75,6 +79,8 @@ def coco_style(
         records = [record for record in records if record.image_id in chosen]
     if any(skipped.values()):
         _log.warning("%s %s: annotations left out: %s", name, split, skipped)
+    if by_network:
+        count_without_parts(records, skipped, name=name)
     return build(
         sorted(records, key=lambda record: record.image_id),
         label_vocabulary=labels,

@@ -45,18 +45,23 @@ class Precision:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Annotated objects of a test set, how many of them were shown at all, and how many with an IoU of 0.5 or more."""
+    """Annotated objects of a test set, how many were shown at all, and how many with an IoU of 0.5 or more.
+
+    `whole_pictures` counts pictures that are one object from edge to edge, which tells a system nothing.
+    """
 
     objects: int = 0
     shown: int = 0
     shown_well: int = 0
+    whole_pictures: int = 0
 
     @classmethod
     def of(cls, truth: Int[Tensor, "h w"], given: Int[Tensor, "h w"], num_objects: int) -> Coverage:
         """Of one picture: every object id of the annotated map against the same id of the map that was shown."""
         ids = truth[truth < num_objects].unique().tolist()
         overlaps = [float(((truth == i) & (given == i)).sum() / ((truth == i) | (given == i)).sum()) for i in ids]
-        return cls(len(ids), sum(iou > 0 for iou in overlaps), sum(iou >= 0.5 for iou in overlaps))
+        whole = bool((given == given.flatten()[0]).all()) and int(given.flatten()[0]) < num_objects
+        return cls(len(ids), sum(iou > 0 for iou in overlaps), sum(iou >= 0.5 for iou in overlaps), int(whole))
 
     def __add__(self, other: Coverage) -> Coverage:
         return Coverage(*map(add, astuple(self), astuple(other)))

@@ -391,6 +391,6 @@ def test_how_many_objects_were_shown_is_reported(vocabulary, sample):
     told = replace(one, object=truth, given=given)
     pairs = [(told, found_of([(0.9, -1, A)]))] * 2
     entry = measure(vocabulary, pairs, class_agnostic=True, kinds=["masks"], objects="given").describe()
-    assert entry["objects_given"] == {"objects": 6, "shown": 4, "shown_well": 2}
+    assert entry["objects_given"] == {"objects": 6, "shown": 4, "shown_well": 2, "whole_pictures": 0}
     entry = measure(vocabulary, pairs, class_agnostic=True, kinds=["masks"], objects="truth").describe()
     assert "objects_given" not in entry
