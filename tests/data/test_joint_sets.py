@@ -14,7 +14,7 @@ from partseg.data.label_folders import label_folders
 from partseg.data.loader import TrainSampler
 from partseg.data.mapper import EvalMapper
 from partseg.data.mixture import Mixture, Source, mixture
-from partseg.data.partimagenet_parts import partimagenet_parts
+from partseg.data.partimagenet_all import partimagenet
 from partseg.structures import Annotation, Record
 from partseg.vocabulary.names import Vocabulary
 
@@ -147,10 +147,10 @@ def test_partimagenets_own_parts(tmp_path):
         Image.new("RGB", (20, 16)).save(folder / image["file_name"])
     content = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "val.json").write_text(json.dumps(content))
-    data = partimagenet_parts(tmp_path, "val", mapper=EvalMapper(instances="annotated"))
+    data = partimagenet(tmp_path, "val", mapper=EvalMapper(instances="annotated"))
     assert len(data) == 1 and len(data.vocabulary) == 40 and len(data.vocabulary.label_objects) == 11
-    assert data.vocabulary.prompts("object_part")[data[0].instances.label[0]] == "Car tire"
-    assert data.vocabulary.label_objects[data.records[0].image_labels[0]] == "Car"
+    assert data.vocabulary.prompts("object_part")[data[0].instances.label[0]] == "car tire"
+    assert data.vocabulary.label_objects[data.records[0].image_labels[0]] == "car"
     assert data.skipped["broken_polygon"] == 1 and data.skipped["crowd"] == 1
     assert data.skipped["image_without_annotations"] == 1
 
