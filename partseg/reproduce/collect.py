@@ -32,13 +32,13 @@ def collect(table: Table, options: Options) -> CollectedTable:
 
 def _cell(table: Table, row: Row, column: Column, options: Options, averagings: set[str]) -> Cell:
     published = table.published_value(row, column)
-    if row.experiment is None:
-        return Cell(published=published, reason=row.missing or "not built yet")
+    if row.missing is not None:
+        return Cell(published=published, reason=row.missing)
     if table.measure:
         return _measured_cell(row, column, options, published)
     values: list[float] = []
     undefined = False
-    for seed in options.seeds:
+    for seed in options.seeds if row.tool is None else options.seeds[:1]:  # a tool draws nothing
         folder = result_directory(table, row, seed=seed, protocol=column.protocol, options=options)
         if not (folder / results.FILE_NAME).is_file():
             continue

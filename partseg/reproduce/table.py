@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 
 PUBLISHED_FILE = "published.yaml"
+SOURCES = ("experiment", "stage", "tool", "missing")
+"""What a row's numbers may come from, one of them per row."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class Column:
 class Row:
     """One system or ablation. `missing` says why there is no run to start (a system that is not built).
 
-    `evaluation` are overrides of the evaluation alone: rows that differ in nothing else share their trainings.
+    `evaluation` are overrides of the evaluation alone: rows that differ in nothing else share their trainings. Instead of
+    an experiment a row may name a `stage` of scripts/stages/, "<recipe>/<stage>", or what a `tool` measures without a
+    network, "<tool>/<what>".
     """
 
     system: str
@@ -45,6 +49,8 @@ class Row:
     overrides: tuple[str, ...] = ()
     missing: str | None = None
     evaluation: tuple[str, ...] = ()
+    stage: str | None = None
+    tool: str | None = None
 
     @property
     def run_name(self) -> str:
@@ -117,9 +123,10 @@ def _columns(path: Path, group: Mapping[str, Any]) -> list[Column]:
 
 
 def _row(path: Path, entry: Mapping[str, Any], dataset: str) -> Row:
-    _check_keys(path, "row", entry, {"system"}, {"experiment", "overrides", "evaluation", "missing", "row", "dataset"})
-    if ("experiment" in entry) == ("missing" in entry):
-        raise ValueError(f"{path}: row {entry['system']!r} needs either `experiment` or `missing`, not both or neither")
+    _check_keys(path, "row", entry, {"system"}, {*SOURCES, "overrides", "evaluation", "row", "dataset"})
+    given = [key for key in SOURCES if key in entry]
+    if len(given) != 1:
+        raise ValueError(f"{path}: row {entry['system']!r} needs one of {', '.join(SOURCES)}; it has {given}")
     return Row(
         system=entry["system"],
         path=str(entry.get("row", entry["system"])),
@@ -128,6 +135,8 @@ def _row(path: Path, entry: Mapping[str, Any], dataset: str) -> Row:
         overrides=tuple(entry.get("overrides", ())),
         missing=entry.get("missing"),
         evaluation=tuple(entry.get("evaluation", ())),
+        stage=entry.get("stage"),
+        tool=entry.get("tool"),
     )
 
 
