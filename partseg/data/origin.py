@@ -57,7 +57,9 @@ def _check(path: Path, origin: Mapping[str, Any], key: str, wanted: str) -> None
 def _differences(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> str:
     if not one or not other:
         return "one says by what it was made, the other does not"
-    return ", ".join(f"{k}: {one.get(k)} and {other.get(k)}" for k in sorted(one.keys() | other) if one.get(k) != other.get(k))
+    return ", ".join(
+        f"{k}: {one.get(k)} and {other.get(k)}" for k in sorted(one.keys() | other) if one.get(k) != other.get(k)
+    )
 
 
 def count_without_parts(records: Sequence[Record], skipped: dict[str, int], *, name: str) -> None:

@@ -37,9 +37,9 @@ class Column:
 class Row:
     """One system or ablation. `missing` says why there is no run to start (a system that is not built).
 
-    `evaluation` are overrides of the evaluation alone: rows that differ in nothing else share their trainings. Instead of
-    an experiment a row may name a `stage` of scripts/stages/, "<recipe>/<stage>", or what a `tool` measures without a
-    network, "<tool>/<what>".
+    `evaluation` are overrides of the evaluation alone: rows that differ in nothing else share their trainings. Instead
+    of an experiment a row may name a `stage` of scripts/stages/, "<recipe>/<stage>", or what a `tool` measures without
+    a network, "<tool>/<what>".
     """
 
     system: str
