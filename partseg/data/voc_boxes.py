@@ -10,7 +10,10 @@ from partseg.structures import Annotation, Record
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.words import as_vocabulary
 
-OBJECTS = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]  # fmt: skip
+OBJECTS = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
 WORDS = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
 
 
@@ -35,7 +38,7 @@ def voc_boxes(
     listed = root / "ImageSets" / "Main" / f"{split}.txt"
     if not listed.is_file():
         raise FileNotFoundError(f"no {listed}; dataset.root must be the folder of one year, VOCdevkit/VOC2007")
-    own = Vocabulary(pairs=(), label_objects=tuple(OBJECTS), name="voc", prompt_names=WORDS)
+    own = Vocabulary(pairs=(), label_objects=OBJECTS, name="voc", prompt_names=WORDS)
     labels = own if vocabulary == "categories" else as_vocabulary(vocabulary)
     places = {name: i for i, name in enumerate(labels.label_objects)}
     places |= {short: places[word] for short, word in WORDS.items() if word in places}

@@ -23,7 +23,8 @@ SOURCES = ("experiment", "stage", "tool", "missing")
 class Column:
     """One printed number: `key` in a result's metrics under `protocol`; `published` is a path or None.
 
-    A key with dots is a path in the protocol's whole entry: `averages.iou.nonzero.seen`, another averaging rule.
+    A key with dots is a path in the protocol's whole entry: `averages.iou.nonzero.seen`, another averaging rule, and
+    `classes/dog's head/AP` the score of one class of instances.
     """
 
     group: str
@@ -78,6 +79,8 @@ class Table:
     measure: bool = False
     evaluator: str | None = None
     """What scores the runs; None: both protocols of the paper, with everything that its tables need."""
+    best: str | None = None
+    """Whose best checkpoint is scored; None: each protocol's own."""
 
     def published_value(self, row: Row, column: Column) -> float | None:
         """The paper's number for a cell, None where the paper has none."""
@@ -88,7 +91,7 @@ class Table:
     @property
     def protocols(self) -> tuple[str, ...]:
         """Protocols whose best checkpoints the table needs, in column order."""
-        return tuple(dict.fromkeys(column.protocol for column in self.columns))
+        return (self.best,) if self.best else tuple(dict.fromkeys(column.protocol for column in self.columns))
 
 
 def load_table(path: str | Path) -> Table:
@@ -98,7 +101,9 @@ def load_table(path: str | Path) -> Table:
         known = sorted(p.stem for p in path.parent.glob("table*.yaml")) if path.parent.is_dir() else []
         raise FileNotFoundError(f"no table file {path}; there are {known or 'none beside it'}")
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    _check_keys(path, "table", data, {"title", "dataset", "columns", "rows"}, {"cross_dataset", "measure", "evaluator"})
+    _check_keys(
+        path, "table", data, {"title", "dataset", "columns", "rows"}, {"cross_dataset", "measure", "evaluator", "best"}
+    )
     published = yaml.safe_load((path.parent / PUBLISHED_FILE).read_text(encoding="utf-8"))
     return Table(
         name=path.stem,
@@ -109,6 +114,7 @@ def load_table(path: str | Path) -> Table:
         cross_dataset=bool(data.get("cross_dataset", False)),
         measure=bool(data.get("measure", False)),
         evaluator=data.get("evaluator"),
+        best=data.get("best"),
     )
 
 

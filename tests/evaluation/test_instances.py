@@ -12,8 +12,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from partseg.evaluation.average_precision import SCORES
 from partseg.evaluation.evaluator import Answer
-from partseg.evaluation.instances import SCORES, InstanceEvaluator
+from partseg.evaluation.instances import InstanceEvaluator
 from partseg.prediction import DenseScores, Segments, as_segments
 from partseg.structures import INSTANCE_LEVELS, Instances
 from partseg.utils import distributed

@@ -42,7 +42,7 @@ def test_each_run_is_trained_once_and_evaluated_per_protocol(root, tmp_path):
 
 def test_a_table_of_instances_is_scored_by_its_own_evaluator(root, tmp_path):
     """VLPart's: average precision, on the checkpoint that was best under it."""
-    todo = plan(load_table(root / "scripts/tables/vlpart_pascal.yaml"), options(tmp_path))
+    todo = plan(load_table(root / "scripts/tables/vlpart_table4.yaml"), options(tmp_path))
     evaluations = [job for job in todo if job.kind == "evaluate"]
     assert len(evaluations) == 4  # base and all objects, two seeds
     for job in evaluations:
