@@ -123,7 +123,8 @@ def result_directory(table: Table, row: Row, *, seed: int, protocol: str, option
     if row.tool is not None:
         return options.output / dataset / row.tool
     folder = f"cross_{dataset}" if table.cross_dataset else dataset
-    return run_directory(row, seed, options) / "results" / f"{folder}{row.evaluation_name}" / f"best_{protocol}"
+    folder += row.evaluation_name + (f"__{table.evaluator}" if table.evaluator else "")  # tables may score a run twice
+    return run_directory(row, seed, options) / "results" / folder / f"best_{protocol}"
 
 
 def stages_output(options: Options, seed: int) -> Path:

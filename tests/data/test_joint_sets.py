@@ -211,7 +211,7 @@ def test_what_lvis_looked_for_travels_to_the_score(tmp_path):
     images = [{"id": 1, "file_name": "1.jpg", "height": 16, "width": 20, **asked}, {"id": 2, "file_name": "2.jpg"}]
     data = read(write(tmp_path, images=images, annotations=annotations, categories=PACO))
     assert data[0].checked == Checked(frozenset({("object_part", 0), ("object", 1)}), frozenset({("object", 0)}))
-    assert data[1].checked is None
+    assert data.records[1].checked is None
     images[0]["neg_category_ids"] = [7]
     with pytest.raises(ValueError, match=r"1\.jpg has neg_category_ids \[7\], not ids of the file's categories"):
         read(write(tmp_path, images=images, annotations=annotations, categories=PACO))

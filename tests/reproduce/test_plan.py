@@ -49,6 +49,16 @@ def test_a_table_of_instances_is_scored_by_its_own_evaluator(root, tmp_path):
         assert "evaluator=parts_and_pixels" in job.command and job.checkpoint.name == "best_instances.pt"
 
 
+def test_vlparts_tables_score_equal_runs_in_folders_of_their_own(root, tmp_path):
+    tables = [load_table(root / f"scripts/tables/vlpart_table{name}.yaml") for name in (1, 2, 3, 4)]
+    todo = {job.command: job for table in tables for job in plan(table, Options(tmp_path, (1,)))}
+    assert sum(job.kind == "train" for job in todo.values()) == 2  # base, and all objects
+    evaluations = [job for job in todo.values() if job.kind == "evaluate"]
+    # both runs for table 2 and for 1 and 4 together, all objects on PartImageNet for 3
+    assert len(evaluations) == len({job.directory for job in evaluations}) == 5
+    assert {job.checkpoint.name for job in evaluations} == {"best_instances.pt"}
+
+
 def test_only_what_is_missing_is_left(root, tmp_path):
     table = load_table(root / "scripts/tables/table1.yaml")
     make_checkpoint(tmp_path / "clipseg_pascal_part_116" / "seed1", 20000)
