@@ -101,6 +101,22 @@ class PhotoPrediction:
             return self.instances
         return tuple(sorted((self._segment(label) for label in self.found), key=lambda s: (-s.area, s.label)))
 
+    def by_instance(self) -> tuple[Int[np.ndarray, "h w"], tuple[str, ...]]:
+        """Label map and names ("car's wheel 2 (0.81)") of single instances: parts over objects, better ones on top.
+
+        Those of the classes where the system names no instances.
+        """
+        named = [s for s in self.instances or () if s.label >= 0]
+        if not named or not isinstance(self.words, Vocabulary):
+            return self.labels, self.classes
+        numbers = [sum(other.name == s.name for other in named[:i]) + 1 for i, s in enumerate(named)]
+        labels = np.full(self.labels.shape, len(named), np.int32)
+        for i in sorted(
+            range(len(named)), key=lambda i: (named[i].level == "object_part", -i)
+        ):  # best first in `named`
+            labels[named[i].mask()] = i
+        return labels, tuple(f"{s.name} {n} ({s.score or 0:.2f})" for s, n in zip(named, numbers))
+
     @property
     def masks(self) -> Bool[np.ndarray, "N h w"]:
         """The masks of `segments`, in their order."""
@@ -265,7 +281,7 @@ def segment_of_mask(mask: np.ndarray, *, name: str, label: int, score: float | N
     )
 
 
-def coco_document(predictions: Sequence[PhotoPrediction], words: Words) -> dict[str, object]:
+def coco_document(predictions: Sequence[PhotoPrediction], words: Words) -> dict[str, Any]:
     """A COCO file's content: ids count from 1; object-parts (with their object as group) or phrases, then objects.
 
     Segments without a class are of category 0, "part", and phrases are written beside the category, too.

@@ -61,13 +61,26 @@ def given_objects(
 
 
 def object_map(request: Request, photo: Photo, words: Words, protocol: str, *, needs_object: bool) -> np.ndarray | None:
-    """int32 object ids [h, w] that `oracle_obj` is told, None for `pred_all` and for phrases."""
+    """int32 object ids [h, w] that `oracle_obj` is told, None for `pred_all` and for phrases.
+
+    ValueError for a mask of no pixel, and for one of all pixels, or none, where a system `needs_object`.
+    """
     masks = given_objects(request, words, protocol, needs_object=needs_object)
     if masks is None or not isinstance(words, Vocabulary):
         return None
     objects = np.full(photo.size, BACKGROUND_LABEL, np.int32)
     for each, mask in masks:
-        objects[... if mask is None else _mask_array(mask, photo)] = words.object_id(each)
+        inside = np.ones(photo.size, bool) if mask is None else _mask_array(mask, photo)
+        if not inside.any():
+            raise ValueError(f"{photo.name}: the object mask of {each!r} is empty: leave the photo out, or mark it")
+        if needs_object and inside.all():
+            given = "there is no object mask" if mask is None else "the object mask covers the whole photo"
+            raise ValueError(
+                f"{photo.name}: {given}, and this system cuts one object into parts: give object_mask= (masks= on the "
+                "command line) with the object alone, or a checkpoint that is told none (model.aware_before=false "
+                "model.aware_after=false)"
+            )
+        objects[inside] = words.object_id(each)
     return objects
 
 

@@ -57,6 +57,18 @@ class Phrase:
     label: int | None = None
 
 
+@dataclass(frozen=True)
+class Checked:
+    """Classes, as (level, label), that a federated data set (LVIS, PACO) looked for in an image.
+
+    `absent` are known not to be there, `partly` are there but not all outlined; of classes that are neither annotated
+    nor absent nothing is known.
+    """
+
+    absent: frozenset[tuple[InstanceLevel, int]] = frozenset()
+    partly: frozenset[tuple[InstanceLevel, int]] = frozenset()
+
+
 class PhraseMask(NamedTuple):
     """A phrase in a picture: its mask, and the object-part that it is about (None: none in particular)."""
 
@@ -74,6 +86,7 @@ class Record:
     level its map is painted from `annotations`, later ones on top; object parts without objects imply their owners.
     `image_labels` are `label_objects` known to be somewhere in the image. An unlabelled image has none of all these.
     `class_name` is what the whole picture is of, where a data set says so (ImageNet's class), for phrases to use.
+    `checked` says which classes were looked for; None: all.
     """
 
     image_id: str
@@ -86,6 +99,7 @@ class Record:
     image_labels: tuple[int, ...] = ()
     phrases: tuple[Phrase, ...] = ()
     class_name: str | None = None
+    checked: Checked | None = None
     label_bits: int = 8
     label_values: tuple[int | None, ...] | None = None
     """The value of each object-part in the label PNG, None for one that has none; by default its id."""
@@ -135,7 +149,8 @@ class Sample:
     `phrases` (exactly one in training) are there where the mapper was asked for them. `given` is an
     object map that is told beside the labels, as `object` in ids: in training that of the one object which the sample
     is about, in evaluation that of some segmenter. `region` is the part of `image` that the photo fills (None: all of
-    it). `photo` is the whole photo at its own size, where the mapper was asked to keep it.
+    it). `photo` is the whole photo at its own size, where the mapper was asked to keep it. `checked` is the record's,
+    in the labels of `instances`.
     """
 
     image: UInt8[Tensor, "3 H W"]
@@ -151,6 +166,7 @@ class Sample:
     given: Int[Tensor, "h w"] | None = None
     region: Region | None = None
     photo: UInt8[Tensor, "3 rows columns"] | None = None
+    checked: Checked | None = None
 
     @property
     def size(self) -> Size:

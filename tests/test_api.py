@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.predictor import Predictor
 from partseg.evaluation.protocols import OracleObj, PredAll
 from partseg.evaluation.runner import run
+from partseg.photo_prediction import PhotoPrediction, segment_of_mask
 from partseg.requests import Request
 from partseg.utils.visualize import overlay
+from partseg.vocabulary.words import as_vocabulary
 
 WORDS = {"dog": ["head", "tail"], "car": ["wheel"]}
 
@@ -280,3 +283,24 @@ def test_masks_of_phrases(segmenter, photo, monkeypatch):
     assert (segmenter.refer(photo, texts[1]) == masks[1]).all()
     with pytest.raises(ValueError, match="phrases number"):
         segmenter.refer(photo, ["a wheel", "  "])
+
+
+def test_instances_of_one_class_are_told_apart(load):
+    """On the page: two wheels under their names, over the car, the better one on top."""
+    words = as_vocabulary({"car": ["wheel"]})
+    car, left, right = np.zeros((3, 20, 30), bool)
+    car[2:18], left[5:15, 5:15], right[5:15, 12:22] = True, True, True
+    kinds = [("car's wheel", "object_part", left), ("car", "object", car), ("car's wheel", "object_part", right)]
+    segments = [segment_of_mask(m, name=n, label=0, score=0.9 - i / 10) for i, (n, _, m) in enumerate(kinds)]
+    found = [replace(segment, level=kind) for segment, (_, kind, _) in zip(segments, kinds)]
+    image = np.zeros((20, 30, 3), np.uint8)
+    prediction = PhotoPrediction(
+        np.ones((20, 30), np.int32), image, words, words.object_parts, "x", "x.png", "pred_all"
+    )
+    assert prediction.by_instance()[1] == ("car's wheel",), "without instances, classes"
+    prediction = replace(prediction, instances=tuple(found))
+    labels, names = prediction.by_instance()
+    assert names == ("car's wheel 1 (0.90)", "car 1 (0.80)", "car's wheel 2 (0.70)")
+    assert [labels[10, 8], labels[10, 13], labels[10, 20], labels[3, 3], labels[0, 0]] == [0, 0, 2, 1, 3]
+    html = load("demo").view(prediction)
+    assert "car&#x27;s wheel 1" in html and "car&#x27;s wheel 2" in html

@@ -92,7 +92,8 @@ def main(options: Options) -> int:
     )
     vocabulary = as_vocabulary(words)
     shards = range(-(-len(photos) // options.shard_size))
-    claim(options.output, description(options, photos, vocabulary))
+    origin = description(options, photos, vocabulary)
+    claim(options.output, origin)
     with torch.inference_mode():
         dino = load_dino(options.dino).to(device)
         parser = Parser(model.to(device), dino, base, seen=seen, short_side=options.short_side)
@@ -107,7 +108,7 @@ def main(options: Options) -> int:
             owner = photos.label_vocabulary.label_objects[record.image_labels[0]]
             with torch.inference_mode():
                 found.append((record, photo, parser(photo, owner=owner, vocabulary=vocabulary)))
-        write_atomic(path, json_bytes(document(found, vocabulary)))
+        write_atomic(path, json_bytes(document(found, vocabulary, origin=origin)))
         print(f"{path}: {sum(bool(parts) for *_, parts in found)} of {len(found)} photos have parts")
     if all((options.output / f"shard-{shard:05d}.json").is_file() for shard in shards):
         write_atomic(options.output / "complete.json", json_bytes({"shards": len(shards), "complete": True}))
@@ -117,8 +118,8 @@ def main(options: Options) -> int:
 def description(options: Options, photos: PartSegDataset, vocabulary: Vocabulary) -> dict[str, object]:
     """What a folder of shards is made of; another one is refused."""
     return {
-        "detector": digest(options.ckpt),
-        "base": options.base,
+        "checkpoint": digest(options.ckpt),
+        "dataset": options.base,
         "short_side": options.short_side,
         "shard_size": options.shard_size,
         "num_images": len(photos),

@@ -177,8 +177,9 @@ def without_folder(message: str, path: str) -> str:
 
 
 def view(prediction: PhotoPrediction) -> str:
-    image, labels = shrunk(prediction.image, prediction.labels, SIDE)
-    return page.viewer(image, labels, prediction.names[:-1])
+    found, names = prediction.by_instance()
+    image, labels = shrunk(prediction.image, found, SIDE)
+    return page.viewer(image, labels, names)
 
 
 def summary(prediction: PhotoPrediction) -> str:

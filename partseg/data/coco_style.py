@@ -16,7 +16,8 @@ from typing import Any, cast
 
 from partseg.data import coco, io
 from partseg.data.dataset import Mapper, PartSegDataset, build, in_split
-from partseg.structures import Annotation, InstanceLevel, Phrase, Record
+from partseg.data.origin import check_origin, count_without_parts
+from partseg.structures import Annotation, Checked, InstanceLevel, Phrase, Record
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.words import as_vocabulary
 
@@ -40,6 +41,7 @@ def coco_style(
     min_score: float = 0.0,
     require_masks: bool = False,
     val_share: float | None = None,
+    origin: Mapping[str, str | None] | None = None,
     name: str = "coco_style",
 ) -> PartSegDataset:
     """Split of a data set whose labels are COCO JSON files.
@@ -50,7 +52,8 @@ def coco_style(
     list of wordings, which need no category. Crowd, broken and empty annotations, and boxes outside the image, are left
     out and counted in `skipped`; images of which none is left stay, as unlabelled ones. `vocabulary="categories"` takes
     the files' own names, and `require_masks` refuses annotations that are boxes only. `val_share` splits a file that
-    holds all images, by their names' hash.
+    holds all images, by their names' hash. `origin` is what labels that a network made must say of themselves
+    (`origin.check_origin`).
     """
     root = Path(root).expanduser()
     folder = root / _of_split(images, split, "images")
@@ -58,6 +61,7 @@ def coco_style(
         (path, coco.read_coco(path, optional=("category_id",)))
         for path in _files(root, _of_split(annotations, split, "annotations"))
     ]
+    by_network = check_origin(files, origin)
     labels = words_of(files, name=name) if vocabulary == "categories" else as_vocabulary(vocabulary)
     labels = labels.with_unseen(unseen_objects)
     skipped: dict[str, int] = {}
@@ -75,6 +79,8 @@ def coco_style(
         records = [record for record in records if record.image_id in chosen]
     if any(skipped.values()):
         _log.warning("%s %s: annotations left out: %s", name, split, skipped)
+    if by_network:
+        count_without_parts(records, skipped, name=name)
     return build(
         sorted(records, key=lambda record: record.image_id),
         label_vocabulary=labels,
@@ -206,28 +212,35 @@ def _record(
         known_parent = parent_id not in (None, annotation.get("id"))
         parent = places.get(parent_id) if known_parent else None  # None, too, for one that was left out
         found.append(Annotation(level, label, segmentation, _box(annotation, path), parent, annotation.get("score")))
-    known = _image_labels(image, names, path)
+    labels = tuple(label for level, label in _listed(image, "category_ids", names, path) if level == "object")
     return Record(
         image_id=io.file_stem(image["file_name"]),
         file_name=str(folder / image["file_name"]),
         height=image.get("height"),
         width=image.get("width"),
         annotations=tuple(found) or None,
-        image_labels=known,
+        image_labels=labels,
         phrases=tuple(phrases),
+        checked=_checked(image, names, path),
     )
 
 
-def _image_labels(
-    image: Mapping[str, Any], names: Mapping[Any, tuple[InstanceLevel, int]], path: Path
-) -> tuple[int, ...]:
-    """Objects that an image's `category_ids` name; those of parts are left out."""
-    ids = image.get("category_ids", [])
+def _listed(
+    image: Mapping[str, Any], key: str, names: Mapping[Any, tuple[InstanceLevel, int]], path: Path
+) -> list[tuple[InstanceLevel, int]]:
+    """Classes that an image lists under `key`; ValueError for what is no list of category ids."""
+    ids = image.get(key, [])
     if not isinstance(ids, list) or not all(type(each) is int and each in names for each in ids):
-        raise ValueError(
-            f"{path}: image {image['file_name']} has category_ids {ids!r:.40}, not ids of the file's categories"
-        )
-    return tuple(label for level, label in map(names.__getitem__, ids) if level == "object")
+        raise ValueError(f"{path}: image {image['file_name']} has {key} {ids!r:.40}, not ids of the file's categories")
+    return [names[each] for each in ids]
+
+
+def _checked(image: Mapping[str, Any], names: Mapping[Any, tuple[InstanceLevel, int]], path: Path) -> Checked | None:
+    """What LVIS and PACO say of an image's classes, None for files that say nothing."""
+    keys = ("neg_category_ids", "not_exhaustive_category_ids")
+    if not any(key in image for key in keys):
+        return None
+    return Checked(*(frozenset(_listed(image, key, names, path)) for key in keys))
 
 
 def _check(annotation: Mapping[str, Any], path: Path) -> None:

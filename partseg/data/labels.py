@@ -18,7 +18,7 @@ from partseg.data import coco, io
 from partseg.geometry import Geometry
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.prediction import boxes_of
-from partseg.structures import INSTANCE_LEVELS, Annotation, InstanceLevel, Instances, Record
+from partseg.structures import INSTANCE_LEVELS, Annotation, Checked, InstanceLevel, Instances, Record
 from partseg.vocabulary.names import Vocabulary
 
 InstanceSource = Literal["annotated", "classes"]
@@ -205,6 +205,16 @@ class LabelReader:
             return label
         label = int(self.part[label])
         return int(self.ours.mirror_lut[label]) if flip else label
+
+    def checked(self, record: Record) -> Checked | None:
+        """The record's, in ids of the vocabulary in use."""
+        if record.checked is None:
+            return None
+
+        def ours(found: frozenset[tuple[InstanceLevel, int]]) -> frozenset[tuple[InstanceLevel, int]]:
+            return frozenset((level, self.label(level, label, flip=False)) for level, label in found)
+
+        return Checked(ours(record.checked.absent), ours(record.checked.partly))
 
 
 def instances_of_maps(object_part: np.ndarray, objects: np.ndarray, vocabulary: Vocabulary) -> Instances:

@@ -9,6 +9,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from multiprocessing.util import Finalize
 
 import numpy as np
@@ -30,7 +31,7 @@ class TrainSampler(Sampler):
     `in_turns`, as often in a row as its weight says; each rank takes a contiguous slice of it, so that what the ranks
     see together is the same for any `world_size`. Epoch e of a source is a permutation from (seed, e); a source with
     `chances` is drawn from with replacement. `start` is the number of micro-batches to skip: the stream from there on
-    equals the tail of the stream from 0.
+    equals the tail of the stream from 0. `sizes` are the micro-batches of sources that have one of their own.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class TrainSampler(Sampler):
         micro_batch_size: int,
         weights: Sequence[float] = (1.0,),
         chances: Sequence[np.ndarray | None] = (),
+        sizes: Sequence[int | None] = (),
         in_turns: bool = False,
         seed: int = 0,
         rank: int = 0,
@@ -48,17 +50,20 @@ class TrainSampler(Sampler):
     ) -> None:
         if not lengths or min(lengths) < 1:
             raise ValueError("cannot sample from a data set without records")
-        if micro_batch_size < 1 or micro_batch_size % world_size:
-            raise ValueError(
-                f"a micro-batch of {micro_batch_size} images cannot be shared among {world_size} processes: make "
-                "train.batch_size a multiple of processes x train.accumulation"
-            )
+        own = [size or micro_batch_size for size in sizes or (None,) * len(lengths)]
+        for size in own:
+            if size < 1 or size % world_size:
+                raise ValueError(
+                    f"a micro-batch of {size} images cannot be shared among {world_size} processes: make "
+                    "train.batch_size a multiple of processes x train.accumulation, and dataset.sources.*.batch_size "
+                    "one of processes"
+                )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} is not in 0..{world_size - 1}")
         if start < 0:
             raise ValueError(f"start={start} is negative")
         self.lengths = tuple(lengths)
-        self.micro_batch_size = micro_batch_size
+        self.sizes = tuple(own)
         self.weights = np.asarray(weights, np.float64) / np.sum(weights)
         self.chances = tuple(chances) or (None,) * len(lengths)
         self.turns = np.repeat(np.arange(len(lengths)), np.asarray(weights, np.int64)) if in_turns else None
@@ -68,13 +73,13 @@ class TrainSampler(Sampler):
         self.start = start
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        local = self.micro_batch_size // self.world_size
         drawn = self._drawn_before(self.start)
         orders: dict[int, tuple[int, np.ndarray]] = {}
         step = self.start
         while True:
             for source in self._sources(step // BLOCK)[step % BLOCK :]:
-                first = int(drawn[source]) * self.micro_batch_size + self.rank * local
+                local = self.local(int(source))
+                first = int(drawn[source]) * self.sizes[source] + self.rank * local
                 length = self.lengths[source]
                 for position in range(first, first + local):
                     epoch = position // length
@@ -83,6 +88,10 @@ class TrainSampler(Sampler):
                     yield int(source), int(orders[source][1][position % length]), position
                 drawn[source] += 1
                 step += 1
+
+    def local(self, source: int) -> int:
+        """Images of one micro-batch of a source on this rank."""
+        return self.sizes[source] // self.world_size
 
     def _order(self, source: int, epoch: int) -> np.ndarray:
         """Records of one epoch of a source, as many as it has."""
@@ -108,6 +117,18 @@ class TrainSampler(Sampler):
         whole = [np.bincount(self._sources(b), minlength=len(self.lengths)) for b in range(step // BLOCK)]
         rest = np.bincount(self._sources(step // BLOCK)[: step % BLOCK], minlength=len(self.lengths))
         return np.sum([*whole, rest], axis=0)
+
+
+class MicroBatches(Sampler):
+    """The sampler's stream cut into micro-batches, each of one source and as large as that one's are."""
+
+    def __init__(self, sampler: TrainSampler) -> None:
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        stream = iter(self.sampler)
+        for first in stream:
+            yield [first, *islice(stream, self.sampler.local(first[0]) - 1)]
 
 
 class EvalSampler(Sampler):
@@ -167,7 +188,8 @@ def build_train_loader(
     """Endless loader of micro-batches of batch_size / (world_size * accumulation) samples.
 
     `batch_size` is the number of samples per optimizer step over all ranks; `accumulation` consecutive micro-batches
-    make one step. The stream starts at optimizer step `start_iter`.
+    make one step. A source of a mixture may have micro-batches of its own size. The stream starts at optimizer step
+    `start_iter`.
     """
     if accumulation < 1 or batch_size % (world_size * accumulation):
         raise ValueError(
@@ -180,6 +202,7 @@ def build_train_loader(
         micro_batch_size=batch_size // accumulation,
         weights=[source.weight for source in sources.mixture.sources],
         chances=[source.chances for source in sources.mixture.sources],
+        sizes=[source.batch_size for source in sources.mixture.sources],
         in_turns=sources.mixture.order == "turns",
         seed=seed,
         rank=rank,
@@ -189,8 +212,7 @@ def build_train_loader(
     Finalize(None, _kill_workers, exitpriority=100)
     return DataLoader(
         sources,
-        batch_size=batch_size // (world_size * accumulation),
-        sampler=sampler,
+        batch_sampler=MicroBatches(sampler),
         num_workers=num_workers,
         collate_fn=sources.collate,
         pin_memory=pin_memory,

@@ -249,6 +249,7 @@ class EvalMapper:
             given=given,
             region=None if geometry.region == (0, 0, *geometry.size) else geometry.region,
             photo=to_tensor(image, channel_order=self.channel_order) if self.photo else None,
+            checked=reader.checked(record),
         )
         if self.phrases is None:
             return sample

@@ -35,6 +35,8 @@ class Source:
     labels: Labels = "annotated"
     repeat_threshold: float | None = None
     """Share of the images below which a class is drawn more often (LVIS, PACO: 0.001); None: images in turn."""
+    batch_size: int | None = None
+    """Images of one micro-batch over all processes; None: as many as train.batch_size and train.accumulation make."""
 
     @cached_property
     def chances(self) -> np.ndarray | None:
@@ -65,6 +67,9 @@ class Mixture:
         unrepeatable = {s.name: s.repeat_threshold for s in sources if not 0 < (s.repeat_threshold or 1) <= 1}
         if unrepeatable:
             raise ValueError(f"dataset.sources: repeat_threshold must lie in 0..1, or be null, got {unrepeatable}")
+        empty = {s.name: s.batch_size for s in sources if s.batch_size is not None and s.batch_size < 1}
+        if empty:
+            raise ValueError(f"dataset.sources: batch_size must be at least 1, or null, got {empty}")
         bad = {source.name: source.weight for source in sources if not source.weight > 0}
         if bad:
             raise ValueError(f"dataset.sources: weights must be positive, got {bad}; leave a data set out instead")
@@ -107,21 +112,22 @@ def mixture(
     name: str = "mixture",
 ) -> Mixture:
     """`sources` maps a name to {dataset: builder} and, if wanted, weight (1), mapper, split (the training's), labels,
-    repeat_threshold.
+    repeat_threshold, batch_size.
 
     The builders are partial (`_partial_: true` in YAML): they are called with split, mapper and seed.
     """
     built = []
     for key, entry in sources.items():
-        unknown = set(entry) - {"dataset", "weight", "mapper", "split", "labels", "repeat_threshold"}
+        unknown = set(entry) - {"dataset", "weight", "mapper", "split", "labels", "repeat_threshold", "batch_size"}
         if "dataset" not in entry or unknown:
             raise ValueError(
                 f"dataset.sources.{key} holds {sorted(entry)}; give it 'dataset' and, if wanted, 'weight', 'mapper', "
-                "'split', 'labels', 'repeat_threshold'"
+                "'split', 'labels', 'repeat_threshold', 'batch_size'"
             )
         own = {"split": entry.get("split", split), "mapper": entry.get("mapper") or mapper, "seed": seed}
         weight, labels = float(entry.get("weight", 1)), entry.get("labels", "annotated")
-        built.append(Source(key, entry["dataset"](**own), weight, labels, entry.get("repeat_threshold")))
+        drawn = {"repeat_threshold": entry.get("repeat_threshold"), "batch_size": entry.get("batch_size")}
+        built.append(Source(key, entry["dataset"](**own), weight, labels, **drawn))
     return Mixture(built, order=order, name=name)
 
 

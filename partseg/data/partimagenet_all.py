@@ -1,7 +1,8 @@
 """PartImageNet as released: every class of PartImageNet_Seg, parts named by super-category ("quadruped head").
 
-The same folders as PartImageNet-40 (see partimagenet.py). A record's class name is ImageNet's word for the synset in
-its file name, for phrases such as "the head of the golden retriever".
+The same folders as PartImageNet-40 (see partimagenet.py). Parts are instances, the super-category is an image label. A
+record's class name is ImageNet's word for the synset in its file name, for phrases such as "the head of the golden
+retriever".
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def partimagenet(
             synset = synset_of(stem)
             word = classes.label_name_to_description(synset).split(",")[0] if synset in known else None
             size = {"height": image.get("height"), "width": image.get("width")}
-            records.append(Record(stem, str(photos[stem]), **size, annotations=tuple(found), class_name=word))
+            owner = labels.label_objects.index(labels.pairs[found[0].label][0])
+            about = {"annotations": tuple(found), "image_labels": (owner,), "class_name": word}
+            records.append(Record(stem, str(photos[stem]), **size, **about))
     skipped["image_without_annotations"] = len(data["images"]) - len(records)
     if any(skipped.values()):
         _log.warning("%s %s: left out: %s", name, split, skipped)

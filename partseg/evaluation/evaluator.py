@@ -62,12 +62,13 @@ class Result(Protocol):
 class Evaluator(Protocol):
     """Counts over a data set: reset, process images, evaluate (over all processes).
 
-    `words` says whether predictions are about the vocabulary or about each image's own phrases. `objects` says what of
+    `words` says whether predictions are about the vocabulary, each image's own phrases, or nothing: the regions that a
+    system proposes. `objects` says what of
     the objects is shown to whoever reads the prediction; a system that is itself told the objects is refused by others.
     """
 
     @property
-    def words(self) -> Literal["vocabulary", "phrases"]:
+    def words(self) -> Literal["vocabulary", "phrases", "nothing"]:
         """What the evaluator wants predictions about."""
         ...
 

@@ -6,6 +6,7 @@ is there is not made again. `complete.json` is written last and says what all of
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from partseg.data.dataset import PartSegDataset
 from partseg.data.io import read_json
 from partseg.data.loader import build_eval_loader
+from partseg.data.origin import ORIGIN
 from partseg.evaluation.evaluator import Answer, Objects
 from partseg.evaluation.photos import photo_prediction
 from partseg.evaluation.predictor import Predictor
@@ -25,6 +27,8 @@ from partseg.utils import distributed
 from partseg.utils.files import json_bytes, write_atomic
 
 COMPLETE = "complete.json"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,16 +72,30 @@ def export(
     todo = distributed.from_main(missing)  # one list for all: who comes late would see what others have just written
     mine = todo[distributed.rank() :: distributed.world_size()]
     done = 0
+    without: list[str] = []
     for shard in mine:
         distributed.at(f"shard {shard} of an export")
         first = shard * options.shard_size
         part = dataset.subset(range(first, min(first + options.shard_size, len(dataset))))
         predictions = _predict(model, part, options, predictor)
-        write_atomic(shard_path(folder, shard), json_bytes(coco_document(predictions, dataset.vocabulary)))
+        document = coco_document(predictions, dataset.vocabulary)
+        document["info"] |= {ORIGIN: what}
+        write_atomic(shard_path(folder, shard), json_bytes(document))
         done += len(part)
+        without += [p.name for p in predictions if not any(s.level == "object_part" for s in p.segments)]
     distributed.at("the end of an export")
     total = sum(distributed.gather_objects(done))
+    empty = [name for part in distributed.gather_objects(without) for name in part]
     if distributed.is_main():
+        if empty:
+            _log.warning(
+                "%d of %d photos have no part with a score of %g or more: %s%s",
+                len(empty),
+                total,
+                options.min_score,
+                ", ".join(empty[:3]),
+                ", ..." if len(empty) > 3 else "",
+            )
         write_atomic(folder / COMPLETE, json_bytes({**what, "shards": len(shards), "complete": True}, indent=1))
     distributed.barrier()
     return total

@@ -5,8 +5,6 @@ Every process keeps its images' annotations and segments; one of them runs COCOe
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from operator import add
@@ -14,49 +12,41 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from jaxtyping import Int
 from torch import Tensor
 
 from partseg.evaluation import metrics
+from partseg.evaluation.average_precision import IOU_TYPES, Precision, Scored, precisions
 from partseg.evaluation.evaluator import Answer, Objects
-from partseg.prediction import Segments, as_segments
+from partseg.prediction import as_segments
 from partseg.structures import INSTANCE_LEVELS, InstanceLevel, Sample
 from partseg.utils import distributed
 from partseg.vocabulary.names import Vocabulary
 
-IOU_TYPES = {"masks": "segm", "boxes": "bbox"}
 PREFIX = {"masks": "", "boxes": "box_"}
-SCORES = ("AP", "AP50", "AP75", "AR")
-"""Mean over IoU .50:.05:.95, at .50, at .75, and the recall over .50:.05:.95, all with `max_detections` per image."""
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Per class (or one row without classes): SCORES as shares, NaN where there is nothing to find, and counts."""
-
-    values: Float[np.ndarray, "C 4"]
-
-    def __getitem__(self, score: str) -> np.ndarray:
-        return self.values[:, SCORES.index(score)]
+PART_MEANS = {"AP": "AP_opart", "AP50": "AP50_opart"}
+"""Means over part names of the mean over each name's objects: PACO's AP^opart, which VLPart calls its AP on PACO."""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Annotated objects of a test set, how many of them were shown at all, and how many with an IoU of 0.5 or more."""
+    """Annotated objects of a test set, how many were shown at all, and how many with an IoU of 0.5 or more.
+
+    `whole_pictures` counts pictures that are one object from edge to edge, which tells a system nothing.
+    """
 
     objects: int = 0
     shown: int = 0
     shown_well: int = 0
+    whole_pictures: int = 0
 
     @classmethod
     def of(cls, truth: Int[Tensor, "h w"], given: Int[Tensor, "h w"], num_objects: int) -> Coverage:
         """Of one picture: every object id of the annotated map against the same id of the map that was shown."""
         ids = truth[truth < num_objects].unique().tolist()
         overlaps = [float(((truth == i) & (given == i)).sum() / ((truth == i) | (given == i)).sum()) for i in ids]
-        return cls(len(ids), sum(iou > 0 for iou in overlaps), sum(iou >= 0.5 for iou in overlaps))
+        whole = bool((given == given.flatten()[0]).all()) and int(given.flatten()[0]) < num_objects
+        return cls(len(ids), sum(iou > 0 for iou in overlaps), sum(iou >= 0.5 for iou in overlaps), int(whole))
 
     def __add__(self, other: Coverage) -> Coverage:
         return Coverage(*map(add, astuple(self), astuple(other)))
@@ -85,9 +75,21 @@ class InstanceResult:
         """`AP`, `AP50`, `AP75`, `AR` of masks and, as `box_AP` and so on, of boxes, with their splits, in percent."""
         scores: dict[str, float | None] = {}
         for kind, precision in self.found.items():
-            for score in SCORES:
+            for score in precision.names:
                 scores |= metrics.flat(PREFIX[kind] + score, metrics.percents(self._split(kind, precision, score)))
+        if self.level == "object_part" and not self.class_agnostic:
+            scores |= {
+                PREFIX[kind] + PART_MEANS[score]: self._over_parts(kind, score)
+                for kind in self.found
+                for score in PART_MEANS
+            }
         return scores
+
+    def _over_parts(self, kind: str, score: str) -> float | None:
+        """Percent."""
+        means = metrics.by_part(self.found[kind][score], self.num_instances > 0, self.vocabulary)
+        known = [value for value in means.values() if value is not None]
+        return metrics.percent(float(np.mean(known))) if known else None
 
     def _split(self, kind: str, precision: Precision, score: str) -> metrics.Split:
         if not self.class_agnostic:
@@ -139,21 +141,27 @@ class InstanceResult:
                 **{
                     PREFIX[kind] + score: metrics.percent(float(precision[score][k]))
                     for kind, precision in self.found.items()
-                    for score in SCORES
+                    for score in precision.names
                 },
             }
             for k, (owner, part) in enumerate(names)
         ]
 
 
+@dataclass(frozen=True)
+class _Image(Scored):
+    coverage: Coverage | None = None
+
+
 class InstanceEvaluator:
     """Average precision of one level's instances.
 
     `kinds` are "masks" and "boxes". `class_agnostic` asks only whether segments are found, not what they are called.
-    Instances that a test list does not count are neither hit nor missed (COCO's crowd rule).
+    Instances that a test list does not count are neither hit nor missed (COCO's crowd rule). Where a data set says
+    which classes were looked for (LVIS, PACO), detections of others in that image do not count, nor false ones of
+    classes that are not all outlined: LVIS's federated rule. `recall_at` adds the recall at IoU .50 of so many per
+    image, and `proposals` scores the regions that a system proposes before it names them.
     """
-
-    words: Literal["vocabulary"] = "vocabulary"
 
     def __init__(
         self,
@@ -163,6 +171,8 @@ class InstanceEvaluator:
         class_agnostic: bool = False,
         max_detections: int = 100,
         objects: Objects = "none",
+        recall_at: Sequence[int] = (),
+        proposals: bool = False,
     ) -> None:
         if level not in INSTANCE_LEVELS:
             raise ValueError(f"evaluator level={level!r} is not one of {list(INSTANCE_LEVELS)}")
@@ -171,6 +181,14 @@ class InstanceEvaluator:
             raise ValueError(f"evaluator kinds={list(kinds)} must be some of {list(IOU_TYPES)}")
         if max_detections < 1:
             raise ValueError(f"evaluator max_detections={max_detections} must be at least 1")
+        if recall_at and not 1 <= min(recall_at) <= max(recall_at) <= max_detections:
+            raise ValueError(f"evaluator recall_at={list(recall_at)} must lie in 1..max_detections={max_detections}")
+        if proposals and (list(kinds) != ["boxes"] or not class_agnostic):
+            raise ValueError(
+                "evaluator proposals=true: proposals are boxes without names: kinds=[boxes] class_agnostic=true"
+            )
+        self.words: Literal["vocabulary", "nothing"] = "nothing" if proposals else "vocabulary"
+        self.recall_at = tuple(recall_at)
         self.level: InstanceLevel = level
         self.kinds = tuple(kinds)
         self.class_agnostic = class_agnostic
@@ -195,8 +213,15 @@ class InstanceEvaluator:
         coverage = None
         if self.objects == "given" and sample.given is not None:
             coverage = Coverage.of(sample.object, sample.given, self.vocabulary.num_objects)
-        truth, found = as_segments(of_level), answer.segments.of_level(self.level)
-        self._images.append(_Image(sample.name, truth, of_level.counted.numpy(), found, coverage))
+        truth, found = as_segments(of_level), answer.segments
+        if self.words == "vocabulary":
+            found = found.of_level(self.level)
+        partly: frozenset[int] = frozenset()
+        if sample.checked is not None and not self.class_agnostic:
+            absent = {label for level, label in sample.checked.absent if level == self.level}
+            partly = frozenset(label for level, label in sample.checked.partly if level == self.level)
+            found = found.select(np.isin(found.label, [*truth.label, *absent]))
+        self._images.append(_Image(sample.name, truth, of_level.counted.numpy(), found, partly, coverage))
 
     def evaluate(self) -> InstanceResult:
         """COCOeval over the images of all processes, run on the first one and handed to the others."""
@@ -238,20 +263,15 @@ class InstanceEvaluator:
         return {"all": None, "seen": np.flatnonzero(seen), "unseen": np.flatnonzero(~seen)}
 
     def _precision(self, images: Sequence[_Image], labels: np.ndarray | None) -> dict[str, Precision]:
-        count = 1 if self.class_agnostic else len(_seen(self.vocabulary, self.level))
-        truth, found = _coco(images, count, labels, self.class_agnostic)
-        return {
-            kind: Precision(_evaluate(truth, found, IOU_TYPES[kind], self.max_detections, count)) for kind in self.kinds
-        }
-
-
-@dataclass(frozen=True)
-class _Image:
-    name: str
-    truth: Segments
-    counted: np.ndarray
-    found: Segments
-    coverage: Coverage | None
+        return precisions(
+            images,
+            labels,
+            count=1 if self.class_agnostic else len(_seen(self.vocabulary, self.level)),
+            class_agnostic=self.class_agnostic,
+            kinds=self.kinds,
+            most=self.max_detections,
+            recall_at=self.recall_at,
+        )
 
 
 def _seen(vocabulary: Vocabulary, level: InstanceLevel) -> np.ndarray:
@@ -259,64 +279,3 @@ def _seen(vocabulary: Vocabulary, level: InstanceLevel) -> np.ndarray:
     if level == "object_part":
         return vocabulary.seen
     return np.array([name not in vocabulary.unseen_objects for name in vocabulary.label_objects])
-
-
-def _coco(images: Sequence[_Image], count: int, labels: np.ndarray | None, class_agnostic: bool) -> tuple[COCO, COCO]:
-    """Annotations and detections as pycocotools holds them; ids from 1, COCOeval takes an id of 0 for no match."""
-    truth: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
-    for index, image in enumerate(images):
-        counts = image.counted if labels is None else image.counted & np.isin(image.truth.label, labels)
-        truth += _annotations(image.truth, index, len(truth), class_agnostic, ignored=~counts)
-        found += _annotations(image.found, index, len(found), class_agnostic)
-    return _index(images, truth, count), _index(images, found, count)
-
-
-def _annotations(
-    segments: Segments, image: int, before: int, class_agnostic: bool, *, ignored: np.ndarray | None = None
-) -> list[dict[str, Any]]:
-    areas = coco_mask.area(list(segments.rles)) if segments.rles else []
-    return [
-        {
-            "id": before + i + 1,
-            "image_id": image,
-            "category_id": 0 if class_agnostic else int(segments.label[i]),
-            "segmentation": rle,
-            "area": float(areas[i]),
-            "bbox": [float(left), float(top), float(right - left), float(bottom - top)],
-            "iscrowd": int(ignored is not None and ignored[i]),
-            "score": float(segments.scores[i]),
-        }
-        for i, (rle, (left, top, right, bottom)) in enumerate(zip(segments.rles, segments.boxes))
-    ]
-
-
-def _index(images: Sequence[_Image], annotations: list[dict[str, Any]], count: int) -> COCO:
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": i, "height": m.truth.size[0], "width": m.truth.size[1]} for i, m in enumerate(images)],
-        "categories": [{"id": k} for k in range(count)],
-        "annotations": annotations,
-    }
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports on the screen
-        coco.createIndex()
-    return coco
-
-
-def _evaluate(truth: COCO, found: COCO, iou_type: str, max_detections: int, count: int) -> Float[np.ndarray, "C 4"]:
-    """SCORES per class, NaN for classes without an annotation that counts."""
-    evaluation = COCOeval(truth, found, iou_type)
-    evaluation.params.maxDets = [max_detections]
-    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-    evaluation.params.catIds = list(range(count))
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.evaluate()
-        evaluation.accumulate()
-    # precision [T IoUs, R recalls, C, area, detections] and recall [T, C, area, detections], -1: nothing to find
-    precision = evaluation.eval["precision"][:, :, :, 0, 0].astype(np.float64)
-    recall = evaluation.eval["recall"][:, :, 0, 0].astype(np.float64)
-    precision[precision < 0] = np.nan
-    recall[recall < 0] = np.nan
-    at = {iou: int(np.argmin(abs(evaluation.params.iouThrs - iou))) for iou in (0.5, 0.75)}
-    columns = [precision.mean((0, 1)), precision[at[0.5]].mean(0), precision[at[0.75]].mean(0), recall.mean(0)]
-    return np.stack(columns, 1)

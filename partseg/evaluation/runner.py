@@ -17,9 +17,10 @@ from partseg.evaluation.evaluator import Answer, Evaluator, Objects, Result
 from partseg.evaluation.object_first import predict_objects_first
 from partseg.evaluation.predictor import Predictor, PreparedPredictor, device_of
 from partseg.geometry import Region
-from partseg.prediction import Prediction
+from partseg.prediction import Prediction, Segments
 from partseg.structures import EvalBatch, Sample
 from partseg.utils import devices, distributed
+from partseg.utils.devices import autocast
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.phrases import Phrases
 
@@ -109,6 +110,7 @@ def _loop(
     """(network, post-processing, loading) seconds and the number of images."""
     named = {name: e for name, e in evaluators.items() if e.words == "vocabulary"}
     referring = {name: e for name, e in evaluators.items() if e.words == "phrases"}
+    nameless = {name: e for name, e in evaluators.items() if e.words == "nothing"}
     prepared = predictor.prepare(model, vocabulary) if named else None
     device = device_of(model)
     network = postprocess = loading = 0.0
@@ -119,6 +121,7 @@ def _loop(
         loaded = _clock()
         found = [] if prepared is None else predict_batch(prepared, batch, told=told)
         masks = [_predict_phrases(model, predictor, sample) for sample in batch.samples] if referring else []
+        regions = _propose(model, predictor, batch) if nameless else []
         predicted = _clock(device)
         for i, sample in enumerate(batch.samples):
             sample = on_device(sample, device)
@@ -127,6 +130,8 @@ def _loop(
                 labels = process_image(Answer(found[i], vocabulary, class_chunk=predictor.class_chunk), sample, named)
             if referring and sample.phrases:
                 process_image(Answer(masks[i], vocabulary), sample, referring)
+            if nameless:
+                process_image(Answer(regions[i], vocabulary), sample, nameless)
             if on_labels is not None:
                 on_labels(sample, labels)
             num_images += 1
@@ -193,6 +198,17 @@ def _predict_phrases(model: nn.Module, predictor: Predictor, sample: Sample) -> 
         return None
     prepared = predictor.prepare(model, Phrases(tuple(phrase.text for phrase in sample.phrases)))
     return prepared(sample.image[None], [sample.size], regions=[whole_or_region(sample)])[0]
+
+
+@torch.inference_mode()
+def _propose(model: nn.Module, predictor: Predictor, batch: EvalBatch) -> list[Segments]:
+    """Regions of each image of a batch that are proposed before anything is named; TypeError for other systems."""
+    if not hasattr(model, "propose"):
+        raise TypeError(f"{type(model).__name__} proposes no regions: choose another evaluator than proposals")
+    places = [whole_or_region(sample) for sample in batch.samples]
+    device = device_of(model)
+    with autocast(device, predictor.precision):
+        return model.propose(batch.images.to(device), sizes=[s.size for s in batch.samples], regions=places)  # type: ignore[operator]
 
 
 def told_objects(model: nn.Module, predictor: Predictor, evaluators: Mapping[str, Evaluator]) -> frozenset[Objects]:

@@ -14,6 +14,9 @@ from partseg.reproduce.render import Cell, CollectedTable
 from partseg.reproduce.table import Column, Row, Table
 from partseg.vocabulary.shipped import shipped
 
+CLASS = "classes/"
+"""How keys begin that name a class of instances: classes/dog's head/AP."""
+
 
 def collect(table: Table, options: Options) -> CollectedTable:
     """The table with all numbers that are there; a cell without one says why.
@@ -32,14 +35,14 @@ def collect(table: Table, options: Options) -> CollectedTable:
 
 def _cell(table: Table, row: Row, column: Column, options: Options, averagings: set[str]) -> Cell:
     published = table.published_value(row, column)
-    if row.experiment is None:
-        return Cell(published=published, reason=row.missing or "not built yet")
+    if row.missing is not None:
+        return Cell(published=published, reason=row.missing)
     if table.measure:
         return _measured_cell(row, column, options, published)
     values: list[float] = []
     undefined = False
-    for seed in options.seeds:
-        folder = result_directory(table, row, seed=seed, protocol=column.protocol, options=options)
+    for seed in options.seeds if row.tool is None else options.seeds[:1]:  # a tool draws nothing
+        folder = result_directory(table, row, seed=seed, protocol=table.best or column.protocol, options=options)
         if not (folder / results.FILE_NAME).is_file():
             continue
         content = results.read(folder)
@@ -49,6 +52,9 @@ def _cell(table: Table, row: Row, column: Column, options: Options, averagings: 
         try:
             value = _value(entry, column.key)
         except KeyError:
+            if options.smoke and column.key.startswith(CLASS):  # a class that the drawn data set has not
+                undefined = True
+                continue
             raise ValueError(
                 f"{folder / results.FILE_NAME} has no {column.key!r} under {column.protocol!r}; evaluate again"
             ) from None
@@ -61,6 +67,9 @@ def _cell(table: Table, row: Row, column: Column, options: Options, averagings: 
 
 
 def _value(entry: Mapping[str, Any], key: str) -> float | None:
+    if key.startswith(CLASS):
+        _, name, score = key.split("/")
+        return {f"{each['object']}'s {each['part']}": each for each in entry["classes"]}[name][score]
     if key in entry["metrics"] or not key.startswith("averages."):
         return entry["metrics"][key]
     value: Any = entry

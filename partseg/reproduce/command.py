@@ -13,7 +13,7 @@ from rich.console import Console
 from partseg.engine.build import start_weights
 from partseg.reproduce import render, stages
 from partseg.reproduce.collect import collect
-from partseg.reproduce.plan import Job, Options, jobs, toy_root
+from partseg.reproduce.plan import Job, Options, jobs, stages_output, toy_root
 from partseg.reproduce.stages import load_recipe
 from partseg.reproduce.table import Table, load_table
 from partseg.utils.config import compose
@@ -21,6 +21,7 @@ from partseg.utils.files import write_atomic
 
 SMOKE_OUTPUT = Path("output/smoke_tables")
 OUTPUT = Path("output/tables")
+STAGES_FOLDER = Path("scripts/stages")
 STAGES, SMOKE_STAGES = Path("output/stages"), Path("output/smoke_stages")
 DRAW_TOY = ("datasets/draw_toy.py", "num_train=6", "num_val=8", "size=96")
 
@@ -58,13 +59,26 @@ def options_from(given: Collect) -> Options:
 
 
 def plan(table: Table, options: Options) -> list[Job]:
-    """All jobs of a table; composes each row's experiment, so a typo in a table stops before anything runs."""
+    """All jobs of a table; composes each row's experiment, so a typo in a table stops before anything runs.
+
+    Of a recipe all stages are run that a row needs, and with them the others of the same file.
+    """
     rows = {row.experiment: row for row in table.rows if row.experiment is not None}
     iterations = {
         name: compose("train", [f"experiment={name}", *options.overrides]).train.iterations
         for name, row in rows.items()
     }
-    return list(jobs(table, options, iterations_of=iterations))
+    recipes = dict.fromkeys(row.stage.partition("/")[0] for row in table.rows if row.stage is not None)
+    staged = [
+        job
+        for name in recipes
+        for seed in options.seeds
+        for job in stages.jobs(
+            load_recipe(STAGES_FOLDER / f"{name}.yaml"),
+            replace(options, output=stages_output(options, seed), seeds=(seed,), toy=toy_root(options)),
+        )
+    ]
+    return [*jobs(table, options, iterations_of=iterations), *staged]
 
 
 def check_data(table: Table, options: Options) -> None:
@@ -125,7 +139,7 @@ def reproduce(given: Reproduce) -> int:
     tables = [load_table(path) for path in given.tables]
     todo = {job.command: job for table in tables for job in plan(table, options) if not job.finished}
     if given.dry_run:
-        print_commands(list(todo.values()))
+        print_commands(list(todo.values()), in_order=any(row.stage for table in tables for row in table.rows))
         return 0
     if todo and not options.smoke:
         for table in tables:

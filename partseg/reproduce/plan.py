@@ -18,12 +18,13 @@ from partseg.engine.checkpoint import last_iteration
 from partseg.engine.writers import evaluated
 from partseg.evaluation import export, results
 from partseg.reproduce.table import Row, Table
-from partseg.utils.config import config_dirs
-from partseg.utils.experiments import TINY, parse
+from partseg.utils.config import config_dir, config_dirs
+from partseg.utils.experiments import TINY, parse, stems
 from partseg.utils.files import sha256_of
 
 PROTOCOLS = ("pred_all", "oracle_obj")
-SMOKE_DATASET = "toy_pascal_part_116"
+TOY = "toy_"
+SMOKE_DATASET = f"{TOY}pascal_part_116"
 SMOKE_OVERRIDES = (
     f"dataset={SMOKE_DATASET}",
     "init_from=null",
@@ -52,6 +53,8 @@ class Options:
     num_gpus: int | None = None
     smoke: bool = False
     overrides: tuple[str, ...] = ()
+    toy: Path | None = None
+    """Where the synthetic data of smoke runs are; below `output` unless given."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def jobs(table: Table, options: Options, *, iterations_of: dict[str, int]) -> It
     trained: set[str] = set()
     done: set[tuple[str, str]] = set()
     for row in table.rows:
+        if row.tool is not None:
+            yield _tool(table, row, options)
         if row.experiment is None or (row.run_name, row.evaluation_name) in done:
             continue
         done.add((row.run_name, row.evaluation_name))
@@ -111,10 +116,20 @@ def run_directory(row: Row, seed: int, options: Options) -> Path:
 
 
 def result_directory(table: Table, row: Row, *, seed: int, protocol: str, options: Options) -> Path:
-    """Where the result of a row's best checkpoint under `protocol` lives."""
+    """Where the result of a row's best checkpoint under `protocol` lives, or of its stage or tool."""
     dataset = SMOKE_DATASET if options.smoke else table_dataset(table, row)
+    if row.stage is not None:
+        return stages_output(options, seed) / row.stage
+    if row.tool is not None:
+        return options.output / dataset / row.tool
     folder = f"cross_{dataset}" if table.cross_dataset else dataset
-    return run_directory(row, seed, options) / "results" / f"{folder}{row.evaluation_name}" / f"best_{protocol}"
+    folder += row.evaluation_name + (f"__{table.evaluator}" if table.evaluator else "")  # tables may score a run twice
+    return run_directory(row, seed, options) / "results" / folder / f"best_{protocol}"
+
+
+def stages_output(options: Options, seed: int) -> Path:
+    """Folder of the recipes that tables read, for one seed."""
+    return options.output / "stages" / f"seed{seed}"
 
 
 def measure_directory(row: Row, options: Options) -> Path:
@@ -124,7 +139,7 @@ def measure_directory(row: Row, options: Options) -> Path:
 
 def toy_root(options: Options) -> Path:
     """Synthetic data of the smoke runs."""
-    return options.output / "data" / "ToyPascalPart116"
+    return options.toy or options.output / "data" / "ToyPascalPart116"
 
 
 def table_dataset(table: Table, row: Row) -> str:
@@ -135,7 +150,8 @@ def table_dataset(table: Table, row: Row) -> str:
 def settings(row: Row, options: Options) -> list[str]:
     """Overrides that make the row's model and data, also for its evaluation."""
     experiment = str(row.experiment)
-    return [*map(quote, [f"experiment={experiment}", *row.overrides, *shrunk(experiment, options)]), *options.overrides]
+    own = small_overrides(row.overrides) if options.smoke else row.overrides
+    return [*map(quote, [f"experiment={experiment}", *own, *shrunk(experiment, options)]), *options.overrides]
 
 
 def shrunk(experiment: str, options: Options) -> list[str]:
@@ -143,9 +159,30 @@ def shrunk(experiment: str, options: Options) -> list[str]:
     if not options.smoke:
         return []
     found = parse(experiment, config_dirs())
-    if found is None:
+    if found is None and not experiment.startswith(TOY):
         raise ValueError(f"experiment {experiment!r} must be a system and a data set, to be run with --smoke")
-    return [f"model={found.system}{TINY}", *SMOKE_OVERRIDES, f"data_root={toy_root(options).parent}"]
+    model = [] if found is None else [f"model={found.system}{TINY}"]  # a toy experiment is small already
+    return [*model, *SMOKE_OVERRIDES, f"data_root={toy_root(options).parent}"]
+
+
+def small_overrides(overrides: Sequence[str]) -> list[str]:
+    """Overrides as a smoke run can take them: the drawn data set has no other split, folder or outlined instances."""
+    toys = stems([config_dir()], "dataset")
+    found = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        words = value.split("_")
+        names = [TOY + "_".join(words[:end]) for end in range(len(words), 0, -1)]
+        toy = next((name for name in names if name in toys), None)
+        if key == "eval.split" or (key.endswith(".root") and value.startswith("${data_root}")):
+            continue
+        if key == "eval_dataset" or (key == "dataset" and toy is not None):
+            found.append(f"{key}={toy or SMOKE_DATASET}")
+        elif key in ("eval.instances", "augmentation.instances"):
+            found.append(f"{key}=classes")
+        else:
+            found.append(override)
+    return found
 
 
 def command(tool: str, options: Options, arguments: Sequence[str]) -> tuple[str, ...]:
@@ -165,7 +202,7 @@ def _evaluate(table: Table, row: Row, *, seed: int, protocol: str, options: Opti
     checkpoint = training.directory / "checkpoints" / f"best_{protocol}.pt"
     arguments = [
         *settings(row, options),
-        *row.evaluation,
+        *(small_overrides(row.evaluation) if options.smoke else row.evaluation),
         f"evaluator={table.evaluator or 'tables'}",
         f"ckpt={checkpoint}",
         f"output={directory}",
@@ -174,6 +211,18 @@ def _evaluate(table: Table, row: Row, *, seed: int, protocol: str, options: Opti
         arguments += [f"dataset={table_dataset(table, row)}", "cross_dataset=true"]
     words = command("eval_net", options, [quote(a) for a in arguments])
     return Job("evaluate", directory, words, training=training, checkpoint=checkpoint)
+
+
+def _tool(table: Table, row: Row, options: Options) -> Job:
+    """One start measures every row of the tool: equal commands are run once."""
+    tool = str(row.tool).partition("/")[0]
+    dataset = SMOKE_DATASET if options.smoke else table_dataset(table, row)
+    own = list(row.overrides)
+    if options.smoke:
+        own = [*small_overrides(own), "eval.limit_images=4", f"data_root={toy_root(options).parent}"]
+    words = [*own, f"output_root={options.output}", f"name={dataset}", *options.overrides]
+    command = (sys.executable, f"tools/{tool}.py", *map(quote, words))
+    return Job("evaluate", result_directory(table, row, seed=0, protocol="", options=options), command)
 
 
 def _measure(row: Row, options: Options) -> Job:

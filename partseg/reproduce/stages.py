@@ -25,9 +25,8 @@ from typing import Any
 
 import yaml
 
-from partseg.reproduce.plan import Job, Kind, Options, command, quote, shrunk
-from partseg.utils.config import compose, config_dir
-from partseg.utils.experiments import stems
+from partseg.reproduce.plan import Job, Kind, Options, command, quote, shrunk, small_overrides
+from partseg.utils.config import compose
 
 KEYS = {
     "train": ({"experiment"}, {"from", "checkpoint", "overrides"}),
@@ -133,7 +132,8 @@ def _job(recipe: Recipe, stage: Stage, folder: Path, options: Options, *, traini
         return Job(stage.kind, directory, words, training=training, checkpoint=checkpoint)
     small = shrunk(stage.experiment, options)
     data = [override for override in small if override.startswith("dataset=")]
-    settings = [f"experiment={stage.experiment}", *data, *(_small(o) if options.smoke else o for o in overrides)]
+    own = small_overrides(overrides) if options.smoke else overrides
+    settings = [f"experiment={stage.experiment}", *data, *own]
     settings += [*(override for override in small if override not in data), *options.overrides]
     iterations = None
     if stage.kind == "train":
@@ -148,14 +148,6 @@ def _job(recipe: Recipe, stage: Stage, folder: Path, options: Options, *, traini
     if stage.kind == "train":
         return Job(stage.kind, directory, words, iterations)
     return Job(stage.kind, directory, words, training=training, checkpoint=_checkpoint(stage, folder))
-
-
-def _small(override: str) -> str:
-    """A choice of data set as its toy, where it has one."""
-    key, _, name = override.partition("=")
-    toy = f"toy_{name}"
-    has_toy = key in ("dataset", "eval_dataset") and toy in stems([config_dir()], "dataset")
-    return f"{key}={toy}" if has_toy else override
 
 
 def _checkpoint(stage: Stage, folder: Path) -> Path:

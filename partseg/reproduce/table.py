@@ -15,13 +15,16 @@ from typing import Any
 import yaml
 
 PUBLISHED_FILE = "published.yaml"
+SOURCES = ("experiment", "stage", "tool", "missing")
+"""What a row's numbers may come from, one of them per row."""
 
 
 @dataclass(frozen=True)
 class Column:
     """One printed number: `key` in a result's metrics under `protocol`; `published` is a path or None.
 
-    A key with dots is a path in the protocol's whole entry: `averages.iou.nonzero.seen`, another averaging rule.
+    A key with dots is a path in the protocol's whole entry: `averages.iou.nonzero.seen`, another averaging rule, and
+    `classes/dog's head/AP` the score of one class of instances.
     """
 
     group: str
@@ -35,7 +38,9 @@ class Column:
 class Row:
     """One system or ablation. `missing` says why there is no run to start (a system that is not built).
 
-    `evaluation` are overrides of the evaluation alone: rows that differ in nothing else share their trainings.
+    `evaluation` are overrides of the evaluation alone: rows that differ in nothing else share their trainings. Instead
+    of an experiment a row may name a `stage` of scripts/stages/, "<recipe>/<stage>", or what a `tool` measures without
+    a network, "<tool>/<what>".
     """
 
     system: str
@@ -45,6 +50,8 @@ class Row:
     overrides: tuple[str, ...] = ()
     missing: str | None = None
     evaluation: tuple[str, ...] = ()
+    stage: str | None = None
+    tool: str | None = None
 
     @property
     def run_name(self) -> str:
@@ -72,6 +79,8 @@ class Table:
     measure: bool = False
     evaluator: str | None = None
     """What scores the runs; None: both protocols of the paper, with everything that its tables need."""
+    best: str | None = None
+    """Whose best checkpoint is scored; None: each protocol's own."""
 
     def published_value(self, row: Row, column: Column) -> float | None:
         """The paper's number for a cell, None where the paper has none."""
@@ -82,7 +91,7 @@ class Table:
     @property
     def protocols(self) -> tuple[str, ...]:
         """Protocols whose best checkpoints the table needs, in column order."""
-        return tuple(dict.fromkeys(column.protocol for column in self.columns))
+        return (self.best,) if self.best else tuple(dict.fromkeys(column.protocol for column in self.columns))
 
 
 def load_table(path: str | Path) -> Table:
@@ -92,7 +101,9 @@ def load_table(path: str | Path) -> Table:
         known = sorted(p.stem for p in path.parent.glob("table*.yaml")) if path.parent.is_dir() else []
         raise FileNotFoundError(f"no table file {path}; there are {known or 'none beside it'}")
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    _check_keys(path, "table", data, {"title", "dataset", "columns", "rows"}, {"cross_dataset", "measure", "evaluator"})
+    _check_keys(
+        path, "table", data, {"title", "dataset", "columns", "rows"}, {"cross_dataset", "measure", "evaluator", "best"}
+    )
     published = yaml.safe_load((path.parent / PUBLISHED_FILE).read_text(encoding="utf-8"))
     return Table(
         name=path.stem,
@@ -103,6 +114,7 @@ def load_table(path: str | Path) -> Table:
         cross_dataset=bool(data.get("cross_dataset", False)),
         measure=bool(data.get("measure", False)),
         evaluator=data.get("evaluator"),
+        best=data.get("best"),
     )
 
 
@@ -117,9 +129,10 @@ def _columns(path: Path, group: Mapping[str, Any]) -> list[Column]:
 
 
 def _row(path: Path, entry: Mapping[str, Any], dataset: str) -> Row:
-    _check_keys(path, "row", entry, {"system"}, {"experiment", "overrides", "evaluation", "missing", "row", "dataset"})
-    if ("experiment" in entry) == ("missing" in entry):
-        raise ValueError(f"{path}: row {entry['system']!r} needs either `experiment` or `missing`, not both or neither")
+    _check_keys(path, "row", entry, {"system"}, {*SOURCES, "overrides", "evaluation", "row", "dataset"})
+    given = [key for key in SOURCES if key in entry]
+    if len(given) != 1:
+        raise ValueError(f"{path}: row {entry['system']!r} needs one of {', '.join(SOURCES)}; it has {given}")
     return Row(
         system=entry["system"],
         path=str(entry.get("row", entry["system"])),
@@ -128,6 +141,8 @@ def _row(path: Path, entry: Mapping[str, Any], dataset: str) -> Row:
         overrides=tuple(entry.get("overrides", ())),
         missing=entry.get("missing"),
         evaluation=tuple(entry.get("evaluation", ())),
+        stage=entry.get("stage"),
+        tool=entry.get("tool"),
     )
 
 

@@ -11,11 +11,12 @@ from PIL import Image
 from partseg.data.coco_style import coco_style, words_of
 from partseg.data.dataset import PartSegDataset
 from partseg.data.label_folders import label_folders
-from partseg.data.loader import TrainSampler
+from partseg.data.loader import MicroBatches, TrainSampler
 from partseg.data.mapper import EvalMapper
 from partseg.data.mixture import Mixture, Source, mixture
-from partseg.data.partimagenet_parts import partimagenet_parts
-from partseg.structures import Annotation, Record
+from partseg.data.partimagenet_all import partimagenet
+from partseg.data.voc_boxes import voc_boxes
+from partseg.structures import Annotation, Checked, Record
 from partseg.vocabulary.names import Vocabulary
 
 SQUARE = [[2, 2, 10, 2, 10, 10, 2, 10]]
@@ -147,12 +148,87 @@ def test_partimagenets_own_parts(tmp_path):
         Image.new("RGB", (20, 16)).save(folder / image["file_name"])
     content = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "val.json").write_text(json.dumps(content))
-    data = partimagenet_parts(tmp_path, "val", mapper=EvalMapper(instances="annotated"))
+    data = partimagenet(tmp_path, "val", mapper=EvalMapper(instances="annotated"))
     assert len(data) == 1 and len(data.vocabulary) == 40 and len(data.vocabulary.label_objects) == 11
-    assert data.vocabulary.prompts("object_part")[data[0].instances.label[0]] == "Car tire"
-    assert data.vocabulary.label_objects[data.records[0].image_labels[0]] == "Car"
+    assert data.vocabulary.prompts("object_part")[data[0].instances.label[0]] == "car tire"
+    assert data.vocabulary.label_objects[data.records[0].image_labels[0]] == "car"
     assert data.skipped["broken_polygon"] == 1 and data.skipped["crowd"] == 1
     assert data.skipped["image_without_annotations"] == 1
+
+
+# Pascal VOC's boxes ---------------------------------------------------------------------------------------------------
+VOC_OBJECT = """<object><name>{}</name><difficult>{}</difficult>
+<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Function: objects of picture 000005 -> the folder of a year."""
+
+    def written(*objects, extra=""):
+        for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ImageSets/Main/val.txt").write_text("000005\n")
+        Image.new("RGB", (20, 16)).save(tmp_path / "JPEGImages/000005.jpg")
+        size = "<size><width>20</width><height>16</height></size>"
+        entries = "".join(VOC_OBJECT.format(*each) for each in objects)
+        (tmp_path / "Annotations/000005.xml").write_text(f"<annotation>{size}{entries}{extra}</annotation>")
+        return tmp_path
+
+    return written
+
+
+def test_vocs_boxes_start_at_pixel_one(voc):
+    root = voc(
+        ("pottedplant", 0, 1, 1, 20, 16), ("dog", 1, 3, 4, 5, 6), ("ufo", 0, 1, 1, 2, 2), ("cat", 0, 5, 5, 30, 9)
+    )
+    data = voc_boxes(root, "val", mapper=EvalMapper(instances="annotated"))
+    assert len(data.vocabulary.label_objects) == 20 and not len(data.vocabulary)
+    instances = data[0].instances
+    assert instances.boxes.tolist() == [[0, 0, 20, 16], [2, 3, 5, 6]] and not instances.has_mask.any()
+    assert [data.vocabulary.label_objects[i] for i in instances.label] == ["pottedplant", "dog"]
+    assert instances.counted.tolist() == [True, False], "difficult ones do not count"
+    assert data.skipped == {"unknown_object": 1, "box_outside_image": 1}
+    parts = voc_boxes(root, "val", vocabulary="pascal_part_93")
+    names = parts.label_vocabulary.label_objects
+    assert [names[a.label] for a in parts.records[0].annotations] == ["potted plant", "dog"]
+
+
+def test_broken_voc_files_are_named(voc):
+    with pytest.raises(ValueError, match=r"000005\.xml is not an annotation of VOC: an entry lacks 'xmin'"):
+        voc_boxes(voc(extra="<object><name>dog</name></object>"), "val")
+    with pytest.raises(FileNotFoundError, match=r"train\.txt; dataset\.root must be the folder of one year"):
+        voc_boxes(voc(), "train")
+    root = voc()
+    (root / "Annotations/000005.xml").unlink()
+    with pytest.raises(FileNotFoundError, match="'000005' is listed, but there is no"):
+        voc_boxes(root, "val")
+
+
+def test_what_lvis_looked_for_travels_to_the_score(tmp_path):
+    annotations = [{"id": 5, "image_id": 1, "category_id": 23, "segmentation": SQUARE}]
+    asked = {"neg_category_ids": [900, 41], "not_exhaustive_category_ids": [23]}
+    images = [{"id": 1, "file_name": "1.jpg", "height": 16, "width": 20, **asked}, {"id": 2, "file_name": "2.jpg"}]
+    data = read(write(tmp_path, images=images, annotations=annotations, categories=PACO))
+    assert data[0].checked == Checked(frozenset({("object_part", 0), ("object", 1)}), frozenset({("object", 0)}))
+    assert data.records[1].checked is None
+    images[0]["neg_category_ids"] = [7]
+    with pytest.raises(ValueError, match=r"1\.jpg has neg_category_ids \[7\], not ids of the file's categories"):
+        read(write(tmp_path, images=images, annotations=annotations, categories=PACO))
+
+
+# Batch sizes ----------------------------------------------------------------------------------------------------------
+def test_a_source_may_have_micro_batches_of_its_own_size():
+    """Sources in turns; each keeps its size, ranks share it, and a resumed stream is the tail of the whole one."""
+    options = {"micro_batch_size": 4, "sizes": [None, 2], "weights": (1, 2), "in_turns": True, "seed": 5}
+    whole = list(islice(MicroBatches(TrainSampler([7, 3], **options)), 9))
+    assert [(batch[0][0], len(batch)) for batch in whole] == [(0, 4), (1, 2), (1, 2)] * 3
+    assert all(len({source for source, *_ in batch}) == 1 for batch in whole)
+    ranks = [list(islice(MicroBatches(TrainSampler([7, 3], **options, rank=r, world_size=2)), 9)) for r in range(2)]
+    assert [a + b for a, b in zip(*ranks)] == whole
+    assert list(islice(MicroBatches(TrainSampler([7, 3], **options, start=4)), 5)) == whole[4:]
+    with pytest.raises(ValueError, match=r"micro-batch of 3 .*dataset\.sources\.\*\.batch_size"):
+        TrainSampler([7, 3], **{**options, "sizes": [None, 3]}, world_size=2)
 
 
 # Rare classes ---------------------------------------------------------------------------------------------------------
@@ -201,6 +277,7 @@ def test_repeated_draws_do_not_depend_on_processes_or_resumes(rare):
     ("entry", "message"),
     [
         ({"weight": 0}, "weights must be positive, got {'pets': 0.0}"),
+        ({"batch_size": 0}, "batch_size must be at least 1, or null, got {'pets': 0}"),
         ({"repeat_threshold": 3.0}, r"repeat_threshold must lie in 0\.\.1"),
         ({"repeat": 0.1}, "'repeat_threshold'"),
     ],

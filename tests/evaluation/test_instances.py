@@ -12,8 +12,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from partseg.evaluation.average_precision import SCORES
 from partseg.evaluation.evaluator import Answer
-from partseg.evaluation.instances import SCORES, InstanceEvaluator
+from partseg.evaluation.instances import InstanceEvaluator
 from partseg.prediction import DenseScores, Segments, as_segments
 from partseg.structures import INSTANCE_LEVELS, Instances
 from partseg.utils import distributed
@@ -391,6 +392,6 @@ def test_how_many_objects_were_shown_is_reported(vocabulary, sample):
     told = replace(one, object=truth, given=given)
     pairs = [(told, found_of([(0.9, -1, A)]))] * 2
     entry = measure(vocabulary, pairs, class_agnostic=True, kinds=["masks"], objects="given").describe()
-    assert entry["objects_given"] == {"objects": 6, "shown": 4, "shown_well": 2}
+    assert entry["objects_given"] == {"objects": 6, "shown": 4, "shown_well": 2, "whole_pictures": 0}
     entry = measure(vocabulary, pairs, class_agnostic=True, kinds=["masks"], objects="truth").describe()
     assert "objects_given" not in entry

@@ -5,7 +5,7 @@ import pytest
 
 from partseg.evaluation import results
 from partseg.reproduce.command import Collect, Reproduce, options_from, plan, print_commands
-from partseg.reproduce.plan import Job, Options, jobs
+from partseg.reproduce.plan import Job, Options, jobs, result_directory
 from partseg.reproduce.table import load_table
 from partseg.utils.arguments import parse
 from partseg.utils.config import compose
@@ -42,11 +42,21 @@ def test_each_run_is_trained_once_and_evaluated_per_protocol(root, tmp_path):
 
 def test_a_table_of_instances_is_scored_by_its_own_evaluator(root, tmp_path):
     """VLPart's: average precision, on the checkpoint that was best under it."""
-    todo = plan(load_table(root / "scripts/tables/vlpart_pascal.yaml"), options(tmp_path))
+    todo = plan(load_table(root / "scripts/tables/vlpart_table4.yaml"), options(tmp_path))
     evaluations = [job for job in todo if job.kind == "evaluate"]
     assert len(evaluations) == 4  # base and all objects, two seeds
     for job in evaluations:
         assert "evaluator=parts_and_pixels" in job.command and job.checkpoint.name == "best_instances.pt"
+
+
+def test_vlparts_tables_score_equal_runs_in_folders_of_their_own(root, tmp_path):
+    tables = [load_table(root / f"scripts/tables/vlpart_table{name}.yaml") for name in (1, 2, 3, 4)]
+    todo = {job.command: job for table in tables for job in plan(table, Options(tmp_path, (1,)))}
+    assert sum(job.kind == "train" for job in todo.values()) == 2  # base, and all objects
+    evaluations = [job for job in todo.values() if job.kind == "evaluate"]
+    # both runs for table 2 and for 1 and 4 together, all objects on PartImageNet for 3
+    assert len(evaluations) == len({job.directory for job in evaluations}) == 5
+    assert {job.checkpoint.name for job in evaluations} == {"best_instances.pt"}
 
 
 def test_only_what_is_missing_is_left(root, tmp_path):
@@ -158,3 +168,35 @@ def test_the_official_recipe_is_that_of_each_row(root, tmp_path):
         for group in ("criterion", "augmentation", "model", "optimizer"):
             assert found[group] == expected[group]
     assert systems == [row.experiment.split("_pascal")[0] for row in table.rows if row.experiment is not None]
+
+
+@pytest.mark.parametrize("smoke", [False, True], ids=["full", "smoke"])
+def test_rows_may_be_stages_of_a_recipe_or_what_a_tool_measures(root, tmp_path, smoke, monkeypatch):
+    """OPS' tables: every stage has a seed's folder, one start of the tool measures the whole grid."""
+    monkeypatch.chdir(root)
+    given = options(tmp_path, smoke=smoke)
+    table = load_table(root / "scripts/tables/ops_table5.yaml")
+    todo = plan(table, given)
+    measured = [job for job in todo if job.command[1] == "tools/superpixels.py"]
+    assert len(measured) == 11 and len({job.command for job in measured}) == 1
+    config = compose("train", measured[0].command[2:])
+    assert (config.eval_dataset.get("name") == "toy_pascal_part_116") == smoke
+    assert config.eval.instances == ("classes" if smoke else "annotated")
+    folders = {job.directory for job in todo}
+    for row in table.rows:
+        for seed in (1, 2):
+            assert result_directory(table, row, seed=seed, protocol="segments", options=given) in folders, row.system
+    last = next(job for job in todo if job.directory == tmp_path / "stages/seed2/open_parts_partimagenet/both_test")
+    config = compose("eval", last.command[2:])
+    assert config.eval.split == ("val" if smoke else "test") and str(tmp_path / "data") in config.data_root or not smoke
+
+
+def test_ops_tables_say_why_a_row_has_no_number(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root)
+    trained = {}
+    for number in range(1, 6):
+        table = load_table(root / f"scripts/tables/ops_table{number}.yaml")
+        published = [table.published_value(row, column) for row in table.rows for column in table.columns[:2]]
+        assert None not in published and len(set(published)) > 4
+        trained[number] = [j.directory.name for j in plan(table, Options(tmp_path, (1,))) if j.kind == "train"]
+    assert len(trained[1]) == 4 and not trained[2] and not trained[4] and trained[3] == trained[5]

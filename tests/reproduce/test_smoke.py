@@ -41,6 +41,21 @@ def test_every_table_runs_to_its_end(root, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("names", [["ops_table1", "ops_table3"], ["vlpart_table1", "vlpart_table2", "vlpart_table4"]])
+def test_tables_of_instances_run_to_their_end(root, tmp_path, names):
+    """Rows of a recipe's stages among them."""
+    done = start(root, *(f"scripts/tables/{name}.yaml" for name in names), "--smoke", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for name in names:
+        table = load_table(root / "scripts" / "tables" / f"{name}.yaml")
+        lines = (tmp_path / f"{name}.md").read_text().splitlines()
+        for row in table.rows:
+            line = next(line for line in lines if line.startswith(f"| {row.system} |"))
+            assert row.missing in line if row.missing else "†synthetic" in line or "not defined" in line, line
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_only_what_is_missing_runs_and_foreign_results_are_refused(root, tmp_path):
     arguments = ("scripts/tables/table3.yaml", "--smoke", "--output", str(tmp_path))

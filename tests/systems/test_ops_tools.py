@@ -71,7 +71,7 @@ def test_a_system_with_text_names_its_segments(load, run, toy_run, tmp_path):
         evaluate(load, run, tmp_path / "other", f"names={toy_run}", "evaluator=default", "best.metrics=[]")
 
 
-def test_a_masked_object_gets_parts_as_rle(load, run, tmp_path):
+def test_a_masked_object_gets_parts_as_rle(load, run, tmp_path, capsys):
     predict = load("predict")
     for folder in ("photos", "masks"):
         (tmp_path / folder).mkdir()
@@ -86,27 +86,36 @@ def test_a_masked_object_gets_parts_as_rle(load, run, tmp_path):
     assert predict.main(options) == 0
     found = json.loads((tmp_path / "out" / "segments.json").read_text())["annotations"]
     (given,) = [each for each in found if "parent_id" not in each]
+    for value, message in ((0, "object mask of 'dog' is empty"), (255, "object mask covers the whole photo")):
+        Image.fromarray(np.full_like(mask, value)).save(tmp_path / "masks/a.png")
+        named = replace(options, object="dog", vocabulary="{dog: [head]}", output=tmp_path / "bad")
+        assert predict.main(named) == 1 and message in capsys.readouterr().out
     parts = [each for each in found if each is not given]
     assert given["area"] == 750 and parts and {each["parent_id"] for each in parts} == {given["id"]}
     assert all(each["area"] <= 750 and each["category_id"] == 0 for each in parts)
     middle = sorted(each["score"] for each in parts)[len(parts) // 2]
+    Image.fromarray(mask).save(tmp_path / "masks/a.png")
     assert predict.main(replace(options, output=tmp_path / "less", min_score=middle)) == 0
     kept = json.loads((tmp_path / "less" / "segments.json").read_text())["annotations"]
     assert 1 < len(kept) < len(found) and min(each["score"] for each in kept) >= middle - 1e-4
 
 
-def test_its_parts_are_labels_for_the_next_stage(run, tmp_path):
+def test_its_parts_are_labels_for_the_next_stage(run, tmp_path, caplog):
     """Exported, read again, and trained on: the loss of pseudo labels is that of any instances."""
     folder, overrides = run
     config = compose("train", overrides)
     model = instantiate(config.model)
     dataset = evaluation_set(config, model.input)
     options = ExportOptions(protocol="oracle_obj", min_score=0.0, checkpoint="first")
-    assert export(model.eval(), dataset, tmp_path / "labels", options, predictor=Predictor()) == len(dataset)
+    nothing = replace(options, min_score=1.0)
+    assert export(model.eval(), dataset, tmp_path / "none", nothing, predictor=Predictor()) == len(dataset)
+    assert f"{len(dataset)} of {len(dataset)} photos have no part with a score of 1 or more: " in caplog.text
+    assert export(model, dataset, tmp_path / "labels", options, predictor=Predictor()) == len(dataset)
     with pytest.raises(ValueError, match="holds another export.*checkpoint.*first.*second"):
         export(model, dataset, tmp_path / "labels", replace(options, checkpoint="second"), predictor=Predictor())
     mapper = TrainMapper(96, about="object", instances="annotated")
     words = {"vocabulary": "pascal_part_116", "annotations": "shard-*.json", "all_seen": True, "mapper": mapper}
+    words["origin"] = {"dataset": dataset.name}
     read = coco_style(tmp_path / "labels", "train", **words)
     samples = [read[i] for i in range(2)]
     assert all((sample.instances.label == -1).sum() > 0 for sample in samples)
@@ -125,6 +134,62 @@ def test_labels_of_other_pictures_or_words_are_refused(run, tmp_path):
     (tmp_path / "shard-00000.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="1 categories are neither objects nor object-parts.*spaceship"):
         coco_style(tmp_path, "train", images=".", **words)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Function: pictures with their parts' scores, of a shard with this number and origin; its folder."""
+
+    def written(*scores, number=0, **origin):
+        rle = {"size": [4, 4], "counts": [4, 4, 8]}
+        images = [{"id": i, "file_name": f"{number}{i}.png"} for i in range(len(scores))]
+        parts = [
+            {"image_id": i, "category_id": 0, "segmentation": rle, "score": score}
+            for i, each in enumerate(scores)
+            for score in each
+        ]
+        made = {"info": {"made_from": origin}} if origin else {}
+        content = {**made, "images": images, "annotations": parts, "categories": [{"id": 0, "name": "part"}]}
+        (tmp_path / f"shard-{number:05d}.json").write_text(json.dumps(content))
+        return tmp_path
+
+    return written
+
+
+LABELS = {"split": "train", "vocabulary": "pascal_part_116", "annotations": "shard-*.json", "images": "."}
+
+
+def test_pseudo_labels_of_another_data_set_or_checkpoint_are_refused(shards, tmp_path):
+    (tmp_path / "own.pt").write_bytes(b"x")
+    (tmp_path / "other.pt").write_bytes(b"y")
+    sha256 = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    folder = shards([0.5], dataset="toys", checkpoint=sha256)
+    origin = {"dataset": "toys", "checkpoint": str(tmp_path / "own.pt")}
+    for asked in (None, {"dataset": None, "checkpoint": None}, origin):
+        assert len(coco_style(folder, **LABELS, origin=asked)) == 1
+    for key, value, message in (
+        ("dataset", "photos", r"labels of another dataset \(toys, not photos\).*dataset\.origin\.dataset=null"),
+        ("checkpoint", str(tmp_path / "other.pt"), f"labels of another checkpoint .{sha256}, not .*other.pt"),
+        ("seed", "1", r"dataset\.origin has \['seed'\]; it may hold \['dataset', 'checkpoint'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            coco_style(folder, **LABELS, origin={**origin, key: value})
+    with pytest.raises(FileNotFoundError, match=r"origin\.checkpoint=gone\.pt is no file"):
+        coco_style(folder, **LABELS, origin={"checkpoint": "gone.pt"})
+    shards([0.5], number=1, dataset="toys", checkpoint="another")
+    with pytest.raises(ValueError, match=r"shard-00001.json and .*not made by one export \(checkpoint: 2d71.* and ano"):
+        coco_style(folder, **LABELS)
+    with pytest.raises(ValueError, match=r"another dataset \(which it does not name, not toys\)"):
+        coco_style(shards([0.5]), **LABELS | {"annotations": "shard-00000.json"}, origin=origin)
+
+
+def test_pictures_without_a_part_above_the_threshold_are_counted_and_named(shards, caplog):
+    folder = shards([0.5, 0.2], [0.2], [], dataset="toys")
+    dataset = coco_style(folder, **LABELS, min_score=0.3)
+    assert len(dataset) == 3 and dataset.skipped["image_without_part"] == 2
+    assert "2 of 3 images have no part with a score above the threshold" in caplog.text and "01, 02" in caplog.text
+    with pytest.raises(ValueError, match="no image of 'coco_style' has a part.*lower dataset.min_score"):
+        coco_style(folder, **LABELS, min_score=0.6)
 
 
 def test_the_page_cuts_what_is_drawn_around(load, run, tmp_path):

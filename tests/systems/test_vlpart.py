@@ -175,3 +175,16 @@ def test_a_batch_that_it_cannot_be_trained_on_is_refused(system, batch):
 def test_settings_that_make_no_sense_are_refused(override, message):
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         build_model(compose("train", ["experiment=toy_vlpart", SIZE, "model.text.spread_text=false", override]))
+
+
+# Proposals ------------------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def test_proposals_come_best_first_at_the_photos_size(system):
+    model = system[0]
+    images = torch.randint(0, 256, (1, 3, 64, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model.eval()
+    (small,) = model.propose(images, sizes=[(64, 80)])
+    (large,) = model.propose(images, sizes=[(128, 160)])
+    model.train()
+    assert len(small) > 10 and (np.diff(small.scores) <= 0).all() and (small.label == -1).all()
+    assert np.allclose(large.boxes, 2 * small.boxes, atol=1e-3) and small.boxes.max() <= 80

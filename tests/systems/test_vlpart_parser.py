@@ -270,7 +270,7 @@ def test_a_base_object_keeps_the_detectors_own_parts(world, tool, monkeypatch):
         found = parser(photo, owner="cat", vocabulary=shipped("pascal_part_93"))
     expected = {k for k, (owner, _) in enumerate(shipped("pascal_part_93").pairs) if owner == "cat"}
     assert {part.label for part in found} <= expected
-    content = document([], shipped("pascal_part_93"))
+    content = document([], shipped("pascal_part_93"), origin={})
     assert content["annotations"] == [] and len(content["categories"]) == 93
 
 

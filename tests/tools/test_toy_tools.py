@@ -129,3 +129,20 @@ def test_a_table_pairs_systems_and_says_what_was_not_measured(monkeypatch, tmp_p
     assert "| PartCLIPSeg | 60 | 1.50 | 3 | 1.00 |" in text and "| OPS, named by PartCLIPSeg |  |  | 3 | 1.00 |" in text
     assert "- OPS: parts found, AP50 of masks without names: all 12.0 ± 2.0" in text
     assert "ops" not in toy_table.scores_of(runs), "it has no answer to any pixel protocol"
+
+
+def test_ops_table_pairs_equal_seeds_and_says_how_it_was_adapted(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import toy_ops_ablation
+
+    def content(value: float, how: str | None = "inductive") -> dict[str, object]:
+        scores = {"segments": {"AP": 1.0, "AP_seen": 2.0, "AP_unseen": value, "AP50_unseen": 3.0}}
+        scores["semantic_oracle"] = {"mIoU_unseen": 4.0}
+        return {"adaptation": how, "protocols": {name: {"metrics": each} for name, each in scores.items()}}
+
+    found = {"longer": {"seed1": content(10.0, None), "seed2": content(20.0, None)}}
+    found["both"] = {"seed2": content(21.0), "seed1": content(13.0), "seed3": content(99.0)}
+    text = toy_ops_ablation.markdown(found)
+    assert "SYNTHETIC DATA, adaptation: inductive." in text
+    assert "| base, as many steps more | 15.00 ± 5.00 (n=2) |" in text
+    assert "| OPS (both) | 2.00 ± 1.00 (n=2) |" in text.split("Minus")[1]

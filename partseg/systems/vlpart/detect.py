@@ -76,12 +76,33 @@ def select(boxes: Float[Tensor, "R 4"], scores: Float[Tensor, "R C+1"], *, size:
     return Found(boxes[region[kept]], values[kept], classes[kept], region[kept])
 
 
+def bare(boxes: Float[Tensor, "P 4"], scores: Float[Tensor, " P"], *, inside: Size, size: Size) -> Segments:
+    """Boxes at network size as segments without masks or names at the photo's own `size`."""
+    placed = clip_boxes_to_image(boxes.float() * scale_of(inside, size, boxes.device), size).cpu().numpy()
+    nothing = coco_mask.encode(np.zeros(size, np.uint8, order="F"))
+    count = len(placed)
+    return Segments(
+        rles=(nothing,) * count,
+        boxes=placed.astype(np.float64),
+        scores=scores.float().cpu().numpy().astype(np.float64),
+        level=np.zeros(count, int),
+        label=np.full(count, -1),
+        parent=np.full(count, -1),
+        size=size,
+        levels=("object_part",),
+    )
+
+
+def scale_of(inside: Size, size: Size, device: torch.device) -> Float[Tensor, 4]:
+    """What boxes at network size are multiplied by for the photo's own."""
+    return torch.tensor([size[1] / inside[1], size[0] / inside[0]], device=device).repeat(2)
+
+
 def segments(
     found: Found, logits: Float[Tensor, "N m m"], names: Names, *, inside: Size, size: Size, settings: Detection
 ) -> Segments:
     """Instances at the photo's own `size`; `inside` is how large it was for the network. Empty ones are left out."""
-    scale = torch.tensor([size[1] / inside[1], size[0] / inside[0]], device=found.boxes.device).repeat(2)
-    boxes = clip_boxes_to_image(found.boxes.float() * scale, size).cpu()
+    boxes = clip_boxes_to_image(found.boxes.float() * scale_of(inside, size, found.boxes.device), size).cpu()
     rles = [pasted(mask, box.numpy(), size) for mask, box in zip(logits.float().sigmoid().cpu(), boxes)]
     solid = ((boxes[:, 2:] > boxes[:, :2]).all(1)).numpy()
     level, label = names.levels_of(found.classes.cpu().numpy())

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from partseg.geometry import InputSpec, Region, Size
-from partseg.prediction import Prediction
+from partseg.prediction import Prediction, Segments
 from partseg.structures import Batch, InstanceLevel
 from partseg.system import Words
 from partseg.systems.vlpart import detect, training
@@ -179,6 +179,15 @@ class VlPart(nn.Module):
             detect.segments(each, masks, prompts, inside=place, size=size, settings=self.detection)
             for each, masks, place, size in zip(found, logits.split([len(f.boxes) for f in found]), inside, sizes)
         ]
+
+    def propose(
+        self, images: UInt8[Tensor, "B 3 H W"], *, sizes: Sequence[Size], regions: Sequence[Region] | None = None
+    ) -> list[Segments]:
+        """Boxes of each photo that may hold something, at its own size, best first, without names or masks."""
+        pictures, inside = self.normalised(images, regions)
+        proposals = self.rpn(self.backbone(pictures), inside)
+        found = zip(proposals.boxes, proposals.scores, inside, sizes, strict=True)
+        return [detect.bare(boxes, scores, inside=place, size=size) for boxes, scores, place, size in found]
 
     def detect(
         self, features: Sequence[Tensor], proposals: Proposals, names: Names, sizes: Sequence[Size]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torchvision.ops import nms
 
 from partseg.data import io
 from partseg.data.dataset import PartSegDataset
+from partseg.data.origin import ORIGIN
 from partseg.geometry import InputSpec, to_tensor
 from partseg.prediction import Segments
 from partseg.structures import INSTANCE_LEVELS, Record
@@ -141,8 +142,10 @@ def load_dino(path: Path) -> Dino:
     return dino
 
 
-def document(found: Sequence[tuple[Record, Image.Image, list[PseudoPart]]], vocabulary: Vocabulary) -> dict[str, Any]:
-    """COCO content of one shard; photos without a part are left out."""
+def document(
+    found: Sequence[tuple[Record, Image.Image, list[PseudoPart]]], vocabulary: Vocabulary, *, origin: Mapping[str, Any]
+) -> dict[str, Any]:
+    """COCO content of one shard, with its origin; photos without a part are left out."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for record, photo, parts in found:
@@ -164,4 +167,5 @@ def document(found: Sequence[tuple[Record, Image.Image, list[PseudoPart]]], voca
                 entry["mask"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
             annotations.append(entry)
     categories = [{"id": k, "name": f"{owner}:{part}"} for k, (owner, part) in enumerate(vocabulary.pairs, 1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    info = {ORIGIN: dict(origin)}
+    return {"info": info, "images": images, "annotations": annotations, "categories": categories}
