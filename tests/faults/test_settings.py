@@ -161,5 +161,8 @@ def test_jobs_of_a_sweep_with_places_of_their_own_are_started(train_net, start, 
         train_net.main,
         ["-m", "debug=smoke", "name='x_${seed}'", "seed=1,2", f"output_root={tmp_path}", "data_root=nowhere"],
     )
-    assert program.wait() == 1 and "several" not in program.output
+    assert program.wait() == 1 and "several" not in program.output and "Traceback" not in program.output
+    lines = program.output.strip().splitlines()[-3:]
+    assert lines[0] == "2 jobs, 2 failed:"
+    assert re.fullmatch(r"  job 2 of 2, seed=2: error: .*nowhere.*", lines[2])
     assert {path.name for path in tmp_path.iterdir()} >= {"x_1", "x_2"}
