@@ -1,5 +1,6 @@
 """What is installed: one name, one program, light imports, and a wheel that works away from the checkout."""
 
+import json
 import os
 import re
 import resource
@@ -100,7 +101,7 @@ def test_a_wheel_trains_the_toy_in_a_foreign_folder(tmp_path):
     subprocess.run([program, "train", "debug=smoke", *small], cwd=work, env=plain, check=True)
     subprocess.run([program, "eval", "ckpt=output/one", "launch.num_gpus=0"], cwd=work, env=plain, check=True)
     assert (work / "output" / "one" / "results.json").is_file()
-    stage = f"{{kind: train, experiment: part_clipseg_toy_pascal_part_116, overrides: [debug=smoke, {', '.join(small[:-1])}]}}"
-    (work / "study.yaml").write_text(f"stages:\n  one: {stage}\n")
+    stage = {"kind": "train", "experiment": "part_clipseg_toy_pascal_part_116", "overrides": ["debug=smoke", *small[:-1]]}
+    (work / "study.yaml").write_text(json.dumps({"stages": {"one": stage}}))
     subprocess.run([program, "recipe", "study.yaml"], cwd=work, env=plain, check=True)
     assert (work / "output" / "stages" / "study" / "one" / "results.json").is_file()
