@@ -87,53 +87,6 @@ def coco_style(
     )
 
 
-def coco(
-    json: str | Path,
-    split: str,
-    *,
-    root: str | Path | None = None,
-    vocabulary: str = "categories",
-    val_share: float = 0.2,
-    mapper: Mapper | None = None,
-    seed: int = 0,
-    all_seen: bool = False,
-    unseen_objects: Sequence[str] | None = None,
-    name: str = "coco",
-) -> PartSegDataset:
-    """Split of one's own COCO JSON with the photos beside it, in `images/` or `root`; see `coco_style` for the rest.
-
-    ValueError for a file whose own categories name no part.
-    """
-    path = Path(json).expanduser().absolute()
-    dataset = coco_style(
-        photos_of(path, root),
-        split,
-        vocabulary=vocabulary,
-        images=".",
-        annotations=str(path),
-        val_share=val_share,
-        mapper=mapper,
-        seed=seed,
-        all_seen=all_seen,
-        unseen_objects=unseen_objects,
-        name=name,
-    )
-    if not len(dataset.label_vocabulary):
-        raise ValueError(
-            f'{json}: no category names a part. Call them "dog:head", or "head" with the supercategory "dog" beside a '
-            'category "dog", or give vocabulary=<YAML file> with the objects and their parts'
-        )
-    return dataset
-
-
-def photos_of(json: str | Path, root: str | Path | None) -> Path:
-    """The folder of the photos of `coco`."""
-    beside = Path(json).expanduser().parent
-    return (
-        Path(root).expanduser() if root is not None else beside / "images" if (beside / "images").is_dir() else beside
-    )
-
-
 def _of_split(value: Mapping[str, Any] | str | Sequence[str], split: str, what: str) -> Any:
     if isinstance(value, Mapping):
         if split not in value:
@@ -160,8 +113,9 @@ def _files(root: Path, names: str | Sequence[str]) -> list[Path]:
 def words_of(files: Sequence[tuple[Path, Mapping[str, Any]]], *, name: str) -> Vocabulary:
     """The categories of the files as a vocabulary: those that name a part of an object are parts, all others objects.
 
-    "dog:head" is a part; where others are called "dog" or "dog:tail", so is "head" with the supercategory "dog"; in files
-    without a colon that have a "dog", "dog head" and "dog's head" are. Prompts say "trash can" for "trash_can". ValueError for files without categories.
+    "dog:head" is a part; where others are called "dog" or "dog:tail", so is "head" with the supercategory "dog"; in
+    files without a colon that have a "dog", "dog head" and "dog's head" are. Prompts say "trash can" for "trash_can".
+    ValueError for files without categories.
     """
     listed = [category for _, data in files for category in data["categories"]]
     categories = list(dict.fromkeys((str(each["name"]), str(each.get("supercategory"))) for each in listed))

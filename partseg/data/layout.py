@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from partseg.data import catalog, io
-from partseg.data.coco_style import photos_of
+from partseg.data.coco_file import photos_of
 from partseg.structures import Record
 from partseg.utils.config import instantiate
 from partseg.vocabulary.names import Vocabulary
@@ -49,7 +49,7 @@ class Finding:
 class Layout:
     """All that is to be checked, and what the search itself found; `expected` maps a split to its published counts.
 
-    `records` are by split. `vocabulary` numbers the labels: a shipped one, a YAML file, or that of the labels' own file.
+    `records` are by split. `vocabulary` numbers the labels: a shipped one, a YAML file, or the one of the labels.
     """
 
     root: Path
