@@ -1,4 +1,4 @@
-"""One's own COCO JSON as a data set that needs no settings: its own words, photos beside it, a share of them for `val`."""
+"""One's own COCO JSON as a data set that needs no settings: the file's words, photos beside it, a share for `val`."""
 
 from __future__ import annotations
 
@@ -51,6 +51,6 @@ def coco(
 def photos_of(json: str | Path, root: str | Path | None) -> Path:
     """The folder of the photos of `coco`."""
     beside = Path(json).expanduser().parent
-    return (
-        Path(root).expanduser() if root is not None else beside / "images" if (beside / "images").is_dir() else beside
-    )
+    if root is not None:
+        return Path(root).expanduser()
+    return beside / "images" if (beside / "images").is_dir() else beside
