@@ -83,6 +83,20 @@ def test_confusion_is_shown_within_each_object(load):
     assert 'title="head as other parts: 30.0%"' in html, "another object's and absent ones of its own"
 
 
+def test_small_parts_and_training_curves_are_shown(load, tmp_path):
+    tool = load("visualize_results")
+    one = tool.Scored(0, "a", 50.0, 60.0, parts=((0.02, 0.25), (0.03, 0.75), (0.5, 1.0)))
+    html = tool.by_size([one, tool.Scored(1, "b", 0.0, 0.0, parts=((0.5, 0.0),))])
+    assert "1 to 3 % (2)" in html and "10 to 100 % (2)" in html and html.count("50.0</span>") == 2
+    assert tool.training(tmp_path) == ""
+    records = [{"iteration": i, "train/loss": 1 / i} for i in (1, 2)]
+    records += [{"iteration": i, "oracle_obj/mIoU": 10.0 * i, "oracle_obj/pACC": 1.0} for i in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    html = tool.training(tmp_path)
+    assert html.count("<polyline") == 2 and "oracle_obj/mIoU 20" in html and "pACC" not in html
+    assert 'points="0.0,0.0 600.0,200.0"' in html, "the loss falls from the upper left to the lower right"
+
+
 def test_runs_are_compared_image_by_image(load, evaluated, tmp_path):
     tool = load("compare_runs")
     other = shutil.copytree(evaluated, tmp_path / "other")
