@@ -199,7 +199,7 @@ def card(
         largest = sorted(maps, key=lambda name: -int((predicted == names.index(name)).sum()))[:6]
         if largest:
             scale = heat_scale([maps[name] for name in largest])
-            heats = [*(heat_picture(tiny, maps[name], scale=scale) for name in largest), heat_bar(scale)]
+            heats = [*(heat_picture(tiny, maps[name], scale=scale) for name in largest), heat_bar(scale, width=110)]
             caption = "attention behind each part, on one scale"
             cells.append(page.figures(heats, [*largest, "scale"], caption=caption))
     return (
@@ -258,7 +258,7 @@ def by_size(scored: Sequence[Scored]) -> str:
     for low, high in pairwise(SIZES):
         ious = [iou for share, iou in found if low < share <= high]
         if ious:
-            name = f"{100 * low:g} to {100 * high:g} % ({len(ious)})"
+            name = f"{100 * low:g}-{100 * high:g} % ({len(ious)})"
             bars.append(page.Bar(name, 100 * float(np.mean(ious))))
     note = "Mean IoU of the parts in single images by their share of the image; how many there are is in brackets."
     return f'<p class="note">{note}</p><div class="panel">{page.bars(bars)}</div>'

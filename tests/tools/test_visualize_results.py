@@ -87,7 +87,7 @@ def test_small_parts_and_training_curves_are_shown(load, tmp_path):
     tool = load("visualize_results")
     one = tool.Scored(0, "a", 50.0, 60.0, parts=((0.02, 0.25), (0.03, 0.75), (0.5, 1.0)))
     html = tool.by_size([one, tool.Scored(1, "b", 0.0, 0.0, parts=((0.5, 0.0),))])
-    assert "1 to 3 % (2)" in html and "10 to 100 % (2)" in html and html.count("50.0</span>") == 2
+    assert "1-3 % (2)" in html and "10-100 % (2)" in html and html.count("50.0</span>") == 2
     assert tool.training(tmp_path) == ""
     records = [{"iteration": i, "train/loss": 1 / i} for i in (1, 2)]
     records += [{"iteration": i, "oracle_obj/mIoU": 10.0 * i, "oracle_obj/pACC": 1.0} for i in (1, 2)]
