@@ -129,6 +129,14 @@ def test_a_coco_file_without_parts_says_how_they_are_called(place, tmp_path):
     (tmp_path / "parts.json").write_text(json.dumps(data))
     with pytest.raises(ValueError, match=r'parts.json: no category names a part. Call them "dog:head"'):
         catalog.get("coco", json=tmp_path / "parts.json")
+    del data["categories"]
+    (tmp_path / "parts.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"parts.json has no categories: give dataset.vocabulary="):
+        catalog.get("coco", json=tmp_path / "parts.json")
+    with pytest.raises(
+        ValueError, match=r"parts.json: annotation 1 has category_id 1, which the file's categories lack"
+    ):
+        catalog.get("coco", json=tmp_path / "parts.json", vocabulary=str(place / "words.yaml"))
     with pytest.raises(ValueError, match="data set 'coco' needs json=<the file of its labels>"):
         inspect("coco")
 
