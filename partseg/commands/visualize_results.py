@@ -145,7 +145,7 @@ def evaluators_with_predictions(content: Mapping[str, Any], folder: Path, wanted
     names = [n for n in ([wanted] if wanted else known) if inside(folder / "predictions", n).is_dir()]
     if not names:
         raise FileNotFoundError(
-            f"no predictions under {folder / 'predictions'}; run tools/eval_net.py with save_predictions=true"
+            f"no predictions under {folder / 'predictions'}; run partseg eval with save_predictions=true"
         )
     return names
 

@@ -116,7 +116,7 @@ def _runs_elsewhere() -> bool:
 DETECTRON2_FLAGS = {
     "--config-file": "experiment=<name>, or your own YAML files with --config-dir <folder>",
     "--num-gpus": "launch.num_gpus=<N>",
-    "--eval-only": "another tool: python tools/eval_net.py ckpt=<run directory>",
+    "--eval-only": "another command: partseg eval ckpt=<run directory>",
     "--resume": "resume=auto, which is the default: the same command goes on",
 }
 

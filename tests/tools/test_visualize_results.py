@@ -62,7 +62,7 @@ def test_a_training_split_is_shown_as_it_was_evaluated(load, visualize, toy_over
 
 
 def test_mistakes_are_named(visualize, evaluated, tmp_path):
-    with pytest.raises(FileNotFoundError, match="run tools/eval_net.py again"):
+    with pytest.raises(FileNotFoundError, match="run partseg eval again"):
         visualize(f"run={tmp_path}")
     with pytest.raises(ValueError, match="evaluator=oracle was not evaluated; there are"):
         visualize(f"run={evaluated}", "evaluator=oracle")
