@@ -35,10 +35,12 @@ def cli(
             try:
                 end = function(config.finish(values, list(HydraConfig.get().overrides.task)))
             except (ValueError, KeyError, OSError, ImportError, FloatingPointError, MemoryError) as error:
-                if debugging() or _runs_elsewhere():
+                if debugging():
                     raise
                 if HydraConfig.get().mode is RunMode.RUN:
                     sys.exit(f"error: {one_line(error)}")
+                if _runs_elsewhere():
+                    raise
                 end, failed = f"error: {one_line(error)}", True
             if sweep.jobs:
                 sweep.ended(HydraConfig.get().job.num, end or "done", failed=failed)
