@@ -60,11 +60,7 @@ def cli(
             _refuse_sweep_in_group(args.multirun)
             try:
                 jobs = config.jobs(args.overrides, multirun=args.multirun)
-                configs = [config.compose(args.config_name or config_name, overrides) for overrides in jobs]
-                if not asks:
-                    _refuse_missing(configs)
-                if place is not None:
-                    _refuse_shared_place(list(map(place, configs)))
+                _check_all(jobs, args.config_name or config_name, place=place, asks=bool(asks))
             except ValueError as error:
                 sys.exit(f"error: {error}")
             if needs and not asks and not any(re.match(rf"\+?({'|'.join(needs)})=", o) for o in args.overrides):
@@ -130,6 +126,17 @@ def _answer_detectron2(arguments: Sequence[str]) -> None:
         sys.exit(
             "error: " + "; ".join(f"{flag} is detectron2's, here it is {DETECTRON2_FLAGS[flag]}" for flag in found)
         )
+
+
+def _check_all(
+    jobs: Sequence[Sequence[str]], config_name: str, *, place: Callable[[DictConfig], Any] | None, asks: bool
+) -> None:
+    """ValueError where a job cannot be composed, lacks a value, or would share its place with another."""
+    configs = [config.compose(config_name, overrides) for overrides in jobs]
+    if not asks:
+        _refuse_missing(configs)
+    if place is not None:
+        _refuse_shared_place(list(map(place, configs)))
 
 
 def _refuse_missing(configs: Sequence[DictConfig]) -> None:
