@@ -25,6 +25,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from partseg.data import catalog
@@ -61,7 +62,7 @@ def main(options: Options) -> int:
     if min(options.images, options.processes) < 1:
         raise ValueError(f"images={options.images} and processes={options.processes} must be 1 or more")
     splits = SPLITS if options.split is None else (options.split,)
-    labelled = "json" in catalog.node(options.dataset)
+    labelled = OmegaConf.is_missing(catalog.node(options.dataset), "json")
     own = {key: getattr(options, key) for key in ("vocabulary", "annotations", "names", "val_share")}
     own["json"] = str(options.json) if labelled and options.json is not None else None
     settings = {key: value for key, value in own.items() if value is not None}
