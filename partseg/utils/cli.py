@@ -94,7 +94,7 @@ class Sweep:
         """Job `number`, from 0, is over."""
         shared = set.intersection(*map(set, self.jobs)) if len(self.jobs) > 1 else set()
         own = " ".join(override for override in self.jobs[number] if override not in shared)
-        self.lines.append(f"job {number + 1} of {len(self.jobs)}, {own}: {end}")
+        self.lines.append(" ".join(f"job {number + 1} of {len(self.jobs)}, {own}: {end}".split()))
         self.num_failed += failed
         print(self.lines[-1], file=sys.stderr if failed else sys.stdout, flush=True)
 

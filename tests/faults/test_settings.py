@@ -172,7 +172,7 @@ def test_jobs_of_a_sweep_with_places_of_their_own_are_started(train_net, start, 
 def test_a_sweep_repeats_what_became_of_its_jobs(capsys):
     sweep = Sweep([["x=1", "seed=1"], ["x=1", "seed=2"]])
     sweep.ended(0, "best a/mIoU 1.00 at 5", failed=False)
-    sweep.ended(1, "error: no data", failed=True)
+    sweep.ended(1, "error: no\n  data", failed=True)
     assert sweep.failed()
     told = capsys.readouterr()
     lines = ["job 1 of 2, seed=1: best a/mIoU 1.00 at 5", "job 2 of 2, seed=2: error: no data"]
