@@ -218,7 +218,9 @@ class VisualizeHook(Hook):
             return
         samples = [self.run.samples[i] for i in range(min(self.num_images, len(self.run.samples)))]
         rows = self.rows(evaluated_model(trainer), samples)
-        picture = tile([p for row in rows for p in row], columns=len(rows[0]))
+        scored = [name for name, each in self.run.evaluators.items() if isinstance(each, PixelEvaluator)]
+        captions = ["photo", "truth", *scored] * len(rows)
+        picture = tile([p for row in rows for p in row], columns=len(rows[0]), captions=captions)
         save_png(picture, self.path(trainer))
         for writer in self.run.writers:
             writer.image("pictures", picture, iteration=trainer.iteration)
