@@ -66,13 +66,14 @@ def run(name: str) -> NoReturn:
 
 def _module(name: str) -> ModuleType:
     """The command's module. timm, which open_clip imports, would bring wandb: 0.7 s of processor time for nothing."""
-    hidden = {} if "wandb" in sys.modules else {"wandb": None}
-    sys.modules.update(hidden)  # type: ignore[arg-type]
+    hide = "wandb" not in sys.modules
+    if hide:
+        sys.modules["wandb"] = None  # type: ignore[assignment]
     try:
         return import_module(f"partseg.commands.{COMMANDS[name]}")
     finally:
-        for module in hidden:
-            del sys.modules[module]
+        if hide:
+            del sys.modules["wandb"]
 
 
 def usage(name: str) -> str:

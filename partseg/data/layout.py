@@ -91,7 +91,9 @@ def scan(
     skips = [f for split, dataset in datasets.items() for f in skipped(split, dataset.skipped)]
     records = {split: dataset.records for split, dataset in datasets.items()}
     place = photos_of(node.json, node.root) if "json" in node else Path(node.root)
-    words = datasets[splits[0]].label_vocabulary if node.vocabulary == "categories" else str(node.vocabulary)
+    words: str | Vocabulary = str(node.vocabulary)
+    if words == "categories":
+        words = datasets[splits[0]].label_vocabulary
     return Layout(place, words, records, (*strays(place), *skips))
 
 
