@@ -21,6 +21,7 @@ from partseg.structures import INSTANCE_LEVELS, InstanceLevel
 from partseg.system import Words
 from partseg.utils import visualize
 from partseg.utils.files import json_bytes, write_atomic
+from partseg.utils.heat import heat_picture, heat_scale, with_heat_bar
 from partseg.vocabulary.names import Vocabulary
 
 BACKGROUND = "background"
@@ -152,8 +153,10 @@ class PhotoPrediction:
         return visualize.overlay(image, labels, self.names[:-1], alpha=alpha)
 
     def picture(self, *, alpha: float = 0.55, max_side: int | None = 1600) -> UInt8[np.ndarray, "h w 3"]:
-        """Overlay with the legend of the parts found at its right, and the model's caution below."""
-        shown = self.overlay(alpha=alpha, max_side=max_side)
+        """Overlay with names on the parts, the legend of those found at its right, and the model's caution below."""
+        image, labels = shrunk(self.image, self.labels, max_side)
+        shown = visualize.overlay(image, labels, self.names[:-1], alpha=alpha)
+        shown = visualize.named(shown, labels, self.names[:-1])
         names = [self.names[label] for label in self.found] or ["nothing found"]
         rows = max(1, shown.shape[0] // 20)
         colors = visualize.palette(self.names[:-1])
@@ -207,29 +210,21 @@ class PhotoPrediction:
         return empty
 
     def attention_picture(self, *, max_side: int = 320, columns: int = 4) -> UInt8[np.ndarray, "h w 3"]:
-        """Contact sheet of the attention behind each part found, over the darkened photo."""
+        """Contact sheet of the attention behind each part found, over the darkened photo, with the bar of its scale."""
         if not self.attention:
             raise ValueError(
                 f"{self.name}: no attention was kept; call predict(..., attention=True), or nothing was found"
             )
         image, _ = shrunk(self.image, self.labels, max_side)
-        cells = [heat_picture(image, heat) for heat in self.attention.values()]
-        return visualize.tile(cells, columns=columns, captions=list(self.attention))
+        scale = heat_scale(list(self.attention.values()))
+        cells = [heat_picture(image, heat, scale=scale) for heat in self.attention.values()]
+        sheet = visualize.tile(cells, columns=columns, captions=list(self.attention))
+        return with_heat_bar(sheet, scale)
 
     def _segment(self, label: int) -> Segment:
         mask = self.labels == label
         score = None if self.logits is None else float(self.score_map(self.names[label])[mask].mean())
         return segment_of_mask(mask, name=self.names[label], label=label, score=score)
-
-
-def heat_picture(image: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "r c"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The darkened photo, lit in warm colour where `heat` is high (stretched to its own range)."""
-    low, high = float(heat.min()), float(heat.max())
-    scaled = (heat - low) / (high - low) if high > low else np.zeros_like(heat)
-    size = (image.shape[1], image.shape[0])
-    weight = np.asarray(Image.fromarray((255 * scaled).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)) / 255
-    warm = np.stack([255 * np.minimum(1, 2 * weight), 255 * weight**1.5, 60 * weight**3], -1)
-    return np.rint(np.clip(0.45 * image + 0.75 * warm, 0, 255)).astype(np.uint8)
 
 
 def shrunk(image: np.ndarray, labels: np.ndarray, max_side: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 import partseg
 from partseg.data import catalog
+from partseg.data.coco_style import words_of
 from partseg.data.folder import folder
 from partseg.data.inspect import inspect
 from partseg.engine.checkpoint import load
@@ -103,6 +104,50 @@ def test_labels_are_those_of_the_names_file(place):
         assert (sample.object_part.numpy()[stored == value] == label).all()
     same = catalog.get("coco_style", root=place / "my_coco", vocabulary=words, annotations="parts.json", val_share=0.2)
     assert [record.image_id for record in same.records] == [r.image_id for r in splits[1].records] or len(same) == 2
+
+
+def test_a_coco_file_needs_nothing_else(place):
+    """The file's own names, one of them a supercategory's; the same pixels as the label PNGs of the same photos."""
+    path = place / "my_coco" / "parts.json"
+    vocabulary = yaml.safe_load((place / "words.yaml").read_text())
+    data = {split: catalog.get("coco", json=path, split=split) for split in ("train", "val")}
+    assert [len(each) for each in data.values()] == [8, 2]
+    words = data["val"].label_vocabulary
+    assert words.pairs == tuple((owner, part) for owner, parts in vocabulary.items() for part in parts)
+    sample = data["val"][0]
+    stored = np.asarray(Image.open(place / "my_data" / "labels" / f"{sample.name}.png"))
+    for value, label in zip(VALUES[1:], range(5)):
+        assert (sample.object_part.numpy()[stored == value] == label).all()
+    report = inspect("coco", splits=("val",), settings={"json": str(path)})
+    assert report.splits["val"].images == 2 and not report.changes_score
+
+
+def test_a_coco_file_without_parts_says_how_they_are_called(place, tmp_path):
+    data = json.loads((place / "my_coco" / "parts.json").read_text())
+    for category in data["categories"]:
+        category.update(name=f"thing {category['id']}", supercategory="none")
+    (tmp_path / "parts.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r'parts.json: no category names a part. Call them "dog:head"'):
+        catalog.get("coco", json=tmp_path / "parts.json")
+    del data["categories"]
+    (tmp_path / "parts.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"parts.json has no categories: give dataset.vocabulary="):
+        catalog.get("coco", json=tmp_path / "parts.json")
+    with pytest.raises(
+        ValueError, match=r"parts.json: annotation 1 has category_id 1, which the file's categories lack"
+    ):
+        catalog.get("coco", json=tmp_path / "parts.json", vocabulary=str(place / "words.yaml"))
+    with pytest.raises(ValueError, match="data set 'coco' needs json=<the file of its labels>"):
+        inspect("coco")
+
+
+@pytest.mark.parametrize("spelling", ["{0} {1}", "{0}'s {1}", "{0}:{1}"])
+def test_parts_are_found_in_every_spelling(spelling, tmp_path):
+    names = [spelling.format("polar bear", "head"), "polar bear", "bear", spelling.format("bear", "left ear")]
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    words = words_of([(tmp_path, {"categories": categories})], name="mine")
+    assert words.pairs == (("polar bear", "head"), ("bear", "left ear"))
+    assert words.label_objects == ("polar bear", "bear")
 
 
 def copied(place, tmp_path):

@@ -1,5 +1,6 @@
 """What is installed: one name, one program, light imports, and a wheel that works away from the checkout."""
 
+import json
 import os
 import re
 import resource
@@ -8,11 +9,13 @@ import sys
 import venv
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 import partseg
-from partseg.__main__ import COMMANDS, usage
+from partseg.__main__ import COMMANDS, run, usage
 from toy_world.writer import ToyOptions, write_toy
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +49,25 @@ def test_a_wrong_command_names_the_others():
     assert (
         done.returncode == 1 and done.stderr == f"error: there is no command 'trian'; there are {', '.join(COMMANDS)}\n"
     )
+
+
+def test_wandb_is_not_imported_by_the_way(monkeypatch):
+    """timm would, where open_clip is imported; what a user asks for later finds it."""
+    seen = []
+    command = SimpleNamespace(command=lambda: seen.append(sys.modules.get("wandb", "to be found")) or 0)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr("partseg.__main__.import_module", lambda name: seen.append(sys.modules["wandb"]) or command)
+    monkeypatch.setattr(sys, "argv", ["partseg predict", "ckpt=x"])
+    with pytest.raises(SystemExit, match="0"):
+        run("predict")
+    assert seen == [None, "to be found"]
+
+
+@pytest.mark.slow
+def test_a_photo_takes_less_than_six_seconds_of_processor(toy_run, tmp_path):
+    Image.new("RGB", (640, 480), (90, 120, 60)).save(tmp_path / "photo.jpg")
+    arguments = [f"ckpt={toy_run}", "input=photo.jpg", "device=cpu"]
+    assert seconds_of_processor(sys.executable, "-m", "partseg", "predict", *arguments, cwd=tmp_path) < 6
 
 
 def test_names_and_version():
@@ -100,3 +122,8 @@ def test_a_wheel_trains_the_toy_in_a_foreign_folder(tmp_path):
     subprocess.run([program, "train", "debug=smoke", *small], cwd=work, env=plain, check=True)
     subprocess.run([program, "eval", "ckpt=output/one", "launch.num_gpus=0"], cwd=work, env=plain, check=True)
     assert (work / "output" / "one" / "results.json").is_file()
+    stage = {"kind": "train", "experiment": "part_clipseg_toy_pascal_part_116"}
+    stages = {"one": {**stage, "overrides": ["debug=smoke", *small[:-1]]}}
+    (work / "study.yaml").write_text(json.dumps({"stages": stages}))
+    subprocess.run([program, "recipe", "study.yaml"], cwd=work, env=plain, check=True)
+    assert (work / "output" / "stages" / "study" / "one" / "results.json").is_file()

@@ -30,16 +30,21 @@ def test_two_slurm_jobs_on_one_machine_meet_at_two_ports(tmp_path):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
 
-    def endpoint(job, **more):
+    def line(job, *arguments, **more):
         variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(SCRIPTS[0].parents[1]), **more}
         variables |= {"SLURM_JOB_ID": str(job), "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2"}
-        command = ["bash", SCRIPTS[0].with_name("slurm.sh"), "experiment=x"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
-        return re.search(r"--rdzv-endpoint node7:(\d+)", done.stdout)[1]
+        command = ["bash", SCRIPTS[0].with_name("slurm.sh"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout
+
+    def endpoint(job, **more):
+        text = line(job, "experiment=x", **more)
+        return re.search(r"--rdzv-endpoint node7:(\d+) -m partseg train experiment=x\n", text)[1]
 
     ports = [int(endpoint(job)) for job in (4711, 4712, 123456789)]
     assert len(set(ports)) == 3 and all(1024 < port < 32768 for port in ports)
     assert endpoint(4711, MASTER_PORT="29501") == "29501"
+    assert line(1, "-m", "partseg", "eval", "ckpt=x").endswith(" -m partseg eval ckpt=x\n")
+    assert line(1, "tools/benchmark.py", "a=1").endswith(" tools/benchmark.py a=1\n")
 
 
 def source_env(tmp_path, **environment):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from partseg.engine.checkpoint import load, load_model
+from partseg.evaluation import results
 from partseg.utils.config import compose
 from toy_world.writer import ToyOptions, write_toy
 
@@ -50,13 +51,16 @@ def test_a_run_leaves_everything_a_user_needs(tool, settings, tmp_path, model):
     assert tool.train(compose("train", [*settings, f"model={model}", f"criterion={criterion}", "train.ema_decay=0.9"]))
     directory = tmp_path / "smoke"
     names = {p.name for p in directory.iterdir()}
-    assert names >= {"config.yaml", "env.txt", "log.txt", "metrics.jsonl", "checkpoints", "pictures"}
+    assert names >= {"config.yaml", "env.txt", "log.txt", "metrics.jsonl", "checkpoints", "pictures", "results.json"}
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     scored = [r["iteration"] for r in records if "oracle_obj/mIoU_harmonic" in r]
     assert scored == [2, 3] and [r["iteration"] for r in records if "train/loss" in r] == [1, 2, 3]
     best = json.loads((directory / "checkpoints" / "best.json").read_text())
     assert set(best) == {"oracle_obj/mIoU_harmonic", "pred_all/mIoU_harmonic"}
     assert all(entry["iteration"] in scored for entry in best.values())
+    written = results.read(directory)
+    assert results.is_of(directory, directory / "checkpoints" / "latest.pt") and written["checkpoint"]["iteration"] == 3
+    assert written["protocols"]["oracle_obj"]["metrics"]["mIoU"] == records[-1]["oracle_obj/mIoU"]
     network, vocabulary, config = load_model(directory)
     assert config["name"] == "smoke" and vocabulary.name.endswith("/seen") and not network.training
     averaged = load(directory)["ema"]

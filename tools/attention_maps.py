@@ -17,7 +17,8 @@ Arguments are key=value:
     plugins   modules of yours that the checkpoints' networks are from, separated by commas
     out       picture to write (default attention.png)
 
-Each row is a part: its mask, then per checkpoint the map A_c of equation 6 and its highest value inside the part.
+Each row is a part: its mask, then per checkpoint the map A_c of equation 6 and its highest value inside the part. All
+maps are on one scale, whose bar is at the bottom.
 The mean separation and enhancement of each checkpoint over the pictures are printed (docs/losses.md).
 """
 
@@ -38,6 +39,7 @@ from partseg.engine import checkpoint as checkpoints
 from partseg.labels import BACKGROUND_LABEL, IGNORE_LABEL
 from partseg.systems.part_clipseg.heatmaps import LabelledPicture, cells, heatmaps, summary
 from partseg.utils import arguments
+from partseg.utils.heat import heat_scale, with_heat_bar
 from partseg.utils.visualize import save_png, tile
 
 
@@ -102,13 +104,15 @@ def main(options: Options) -> int:
         model = checkpoints.load_model(run, plugins=_list(options.plugins))[0]
         columns.append([heatmaps(model, picture, layer=options.layer) for picture in pictures])
         print(f"{name}: {summary(columns[-1])}")
+    maps = [found.maps for column in columns for found in column if found.labels]
+    scale = heat_scale(maps) if maps else (0.0, 1.0)
     drawn = []
     for picture, row in zip(pictures, zip(*columns)):
-        drawn += cells(picture, list(zip(names, row)), parts=_list(options.parts))
+        drawn += cells(picture, list(zip(names, row)), scale=scale, parts=_list(options.parts))
     if not drawn:
         raise ValueError("none of the pictures shows any of the parts asked for; choose others with index= or parts=")
     sheet = tile([cell for cell, _ in drawn], columns=1 + len(runs), captions=[text for _, text in drawn])
-    print(save_png(sheet, options.out))
+    print(save_png(with_heat_bar(sheet, scale), options.out))
     return 0
 
 

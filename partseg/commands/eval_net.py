@@ -19,6 +19,7 @@ from rich.progress import track
 
 from partseg.data.dataset import PartSegDataset
 from partseg.data.loader import build_eval_loader
+from partseg.engine import scores
 from partseg.engine.build import evaluation_set
 from partseg.engine.checkpoint import digest, load, load_model, resolve
 from partseg.engine.launch import device_of, launch
@@ -28,8 +29,8 @@ from partseg.evaluation.naming import Named
 from partseg.evaluation.predictions import PredictionWriter
 from partseg.evaluation.report import table
 from partseg.evaluation.runner import Evaluation, run
-from partseg.evaluation.setting import adaptation, dataset_name, evaluation_vocabulary
-from partseg.utils import devices, distributed, env
+from partseg.evaluation.setting import dataset_name, evaluation_vocabulary
+from partseg.utils import devices, distributed
 from partseg.utils.cli import cli
 from partseg.utils.config import instantiate, stored
 from partseg.vocabulary.names import Vocabulary
@@ -120,24 +121,16 @@ def content(
     evaluation: Evaluation,
 ) -> dict[str, Any]:
     """What results.json holds, see partseg/evaluation/results.py."""
-    checkpoint = {
-        "path": str(cfg.ckpt),
-        "sha256": digest(cfg.ckpt),
-        "iteration": load(cfg.ckpt)["iteration"],
-        "vocabulary": {"name": trained.name, "key": trained.key},
-    }
-    evaluated = {**plain(cfg)["eval_dataset"], "split": cfg.eval.split}
-    return results.describe_dataset(dataset, vocabulary) | {
-        "cross_dataset": bool(cfg.cross_dataset),
-        "adaptation": adaptation(trained_config["dataset"], evaluated, dataset.manifest_hash),
-        "checkpoint": checkpoint,
-        "names": None if cfg.names is None else {"path": str(cfg.names), "sha256": digest(cfg.names)},
-        "protocols": {name: result.describe() for name, result in evaluation.results.items()},
-        **results.describe_cost(evaluation),
-        "config": plain(cfg),
-        "git_commit": env.git_commit(),
-        "environment": env.report(),
-    }
+    values = scores.content(
+        cfg,
+        evaluation,
+        dataset=dataset,
+        vocabulary=vocabulary,
+        checkpoint=scores.describe_checkpoint(cfg.ckpt, iteration=load(cfg.ckpt)["iteration"], trained=trained),
+        trained_on=trained_config["dataset"],
+        cross_dataset=bool(cfg.cross_dataset),
+    )
+    return values | {"names": None if cfg.names is None else {"path": str(cfg.names), "sha256": digest(cfg.names)}}
 
 
 def report(cfg: DictConfig, output: Path, values: dict[str, Any]) -> None:

@@ -1,14 +1,16 @@
 """Inspect a data set on disk and name everything that would change a score.
 
     python tools/inspect_data.py dataset=pascal_part_116 root=data/PascalPart116
-    python tools/inspect_data.py dataset=ade20k_part_234 split=val json=report.json sheet=sheet.png
+    python tools/inspect_data.py dataset=ade20k_part_234 split=val report=report.json sheet=sheet.png
+    python tools/inspect_data.py dataset=coco json=parts.json
 
 Arguments are key=value:
     dataset    name in configs/dataset (required)
     root       folder of the data set (default: the one in its config, under ./data)
-    vocabulary, annotations, names, val_share   of your own data (dataset=folder, coco_style): as in its config
+    json       labels of dataset=coco; of every other data set the same as report
+    vocabulary, annotations, names, val_share   of your own data (dataset=folder, coco, coco_style): as in its config
     split      train or val (default: both)
-    json       write the full report here
+    report     write the full report here, as JSON
     sheet      write a contact sheet PNG with overlays and legend here
     images     images on the sheet (default 16)
     classes    false leaves the table per class out (default true)
@@ -23,8 +25,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
+from partseg.data import catalog
 from partseg.data.inspect import SPLITS, inspect
 from partseg.data.inspect_sheet import contact_sheet, tables
 from partseg.utils import arguments
@@ -45,6 +49,7 @@ class Options:
     val_share: float | None = None
     split: str | None = None
     json: Path | None = None
+    report: Path | None = None
     sheet: Path | None = None
     images: int = 16
     classes: bool = True
@@ -57,13 +62,16 @@ def main(options: Options) -> int:
     if min(options.images, options.processes) < 1:
         raise ValueError(f"images={options.images} and processes={options.processes} must be 1 or more")
     splits = SPLITS if options.split is None else (options.split,)
+    labelled = OmegaConf.is_missing(catalog.node(options.dataset), "json")
     own = {key: getattr(options, key) for key in ("vocabulary", "annotations", "names", "val_share")}
+    own["json"] = str(options.json) if labelled and options.json is not None else None
     settings = {key: value for key, value in own.items() if value is not None}
     report = inspect(options.dataset, options.root, splits=splits, processes=options.processes, settings=settings)
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     console.print(tables(report, classes=options.classes), highlight=False, soft_wrap=True)
-    if options.json is not None:
-        write_atomic(options.json, json_bytes(report.to_dict(), indent=2))
+    written = options.report or (None if labelled else options.json)
+    if written is not None:
+        write_atomic(written, json_bytes(report.to_dict(), indent=2))
     if options.sheet is not None:
         save_png(contact_sheet(report, num_images=options.images), options.sheet)
     return 1 if report.changes_score else 0

@@ -30,19 +30,22 @@ from partseg.engine.ema import Ema
 from partseg.engine.hooks import Run
 from partseg.engine.launch import device_of, exit_for_requeue, launch
 from partseg.engine.prompts import PromptSampling
-from partseg.engine.run import banner, farewell, open_run, plain, run_directory, stage, write_settings
+from partseg.engine.run import banner, farewell, open_run, outcome, plain, run_directory, stage, write_settings
+from partseg.engine.scores import write_last
 from partseg.engine.trainer import Trainer
 from partseg.engine.writers import LOG, open_writers
-from partseg.evaluation.runner import evaluate
+from partseg.evaluation import runner
 from partseg.utils import devices, distributed, env
 from partseg.utils.cli import cli
 from partseg.utils.config import instantiate
 
 
 @cli("train", place=run_directory, needs=("experiment", "model", "dataset", "debug"))
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> str:
     if not launch(train, cfg):
         exit_for_requeue()
+    directory = run_directory(cfg)
+    return outcome(directory, Checkpoints(directory / "checkpoints", config={}, metrics=cfg.best.metrics).best())
 
 
 def train(cfg: DictConfig) -> bool:
@@ -107,7 +110,15 @@ def train_in(directory: Path, *, cfg: DictConfig, state: dict[str, Any] | None) 
     write_settings(cfg, directory)
     with open_writers(cfg.logger, directory=directory, start=start, iterations=cfg.train.iterations) as writers:
         run = Run(
-            directory, checkpoints, writers, partial(evaluate, loader=val_loader, **scoring), samples=val_set, **scoring
+            directory,
+            checkpoints,
+            writers,
+            partial(runner.run, loader=val_loader, **scoring),
+            samples=val_set,
+            write_results=partial(
+                write_last, config=cfg, dataset=val_set, trained=vocabulary, iteration=cfg.train.iterations
+            ),
+            **scoring,
         )
         trainer = Trainer(
             model,

@@ -1,4 +1,4 @@
-"""A page of a finished evaluation: scores, per-class bars, confusion, and the worst and best images.
+"""A page of a finished evaluation: scores, training curves, classes, part sizes, confusion, worst and best images.
 
     python tools/eval_net.py ckpt=output/my_run save_predictions=true ...
     python tools/visualize_results.py run=output/my_run
@@ -16,9 +16,11 @@ The page is one HTML file that opens without a server and asks nothing of a netw
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +33,24 @@ from partseg import api
 from partseg.data import io
 from partseg.data.dataset import PartSegDataset
 from partseg.data.mapper import EvalMapper
+from partseg.engine.writers import read_metrics
 from partseg.evaluation import results
+from partseg.evaluation.confusion import within_objects
 from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.predictions import read_prediction
 from partseg.labels import IGNORE_LABEL
-from partseg.photo_prediction import heat_picture, shrunk
+from partseg.photo_prediction import shrunk
 from partseg.structures import Sample
 from partseg.system import Explains
 from partseg.utils import arguments, page
 from partseg.utils.config import instantiate, stored
 from partseg.utils.files import inside, write_atomic
+from partseg.utils.heat import heat_bar, heat_picture, heat_scale
 
 SIDE = 560
+
+SIZES = (0, 0.001, 0.003, 0.01, 0.03, 0.1, 1)
+"""Borders of the classes of part sizes, shares of an image."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +67,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Scored:
-    """One image: mean IoU over the classes that its truth holds, and the share of counted pixels that are right."""
+    """One image: mean IoU over the classes that its truth holds, and the share of counted pixels that are right.
+
+    `parts` are (share of the image, IoU in 0..1) of each of these classes.
+    """
 
     index: int
     name: str
     iou: float
     accuracy: float
+    parts: tuple[tuple[float, float], ...] = ()
 
 
 def main(options: Options) -> int:
@@ -74,15 +86,14 @@ def main(options: Options) -> int:
     console = Console(soft_wrap=True)
     segmenter = open_segmenter(content, options, console) if options.attention else None
     names = evaluators_with_predictions(content, folder, options.evaluator)
-    body = [summary(content)]
+    body = [summary(content), training(folder)]
     for name in names:
         entry, predictions = content["protocols"][name], folder / "predictions" / name
         node = stored(content["config"]["evaluator"][name], group="evaluator", plugins=options.plugins)
         evaluator = instantiate(node)
         scored = score_images(dataset, evaluator, predictions, title=f"scoring {name}", console=console)
         body.append(f'<h2 id="{escape(name)}">{escape(name)}</h2>')
-        body.append(class_bars(entry))
-        body.append(confusion(entry))
+        body += [class_bars(entry), by_size(scored), confusion(entry)]
         shown = min(options.images, len(scored))
         groups = [("Worst images", scored[:shown]), ("Best images", scored[::-1][:shown])]
         for title, some in groups:
@@ -134,7 +145,7 @@ def evaluators_with_predictions(content: Mapping[str, Any], folder: Path, wanted
     names = [n for n in ([wanted] if wanted else known) if inside(folder / "predictions", n).is_dir()]
     if not names:
         raise FileNotFoundError(
-            f"no predictions under {folder / 'predictions'}; run tools/eval_net.py with save_predictions=true"
+            f"no predictions under {folder / 'predictions'}; run partseg eval with save_predictions=true"
         )
     return names
 
@@ -155,7 +166,10 @@ def score_images(
             (right & (truth == k)).sum() / max(1, (counted & ((truth == k) | (predicted == k))).sum())
             for k in classes.tolist()
         ]
-        scored.append(Scored(index, sample.name, 100 * float(np.mean(ious)), 100 * float(right.sum() / counted.sum())))
+        shares = [float((truth == k).mean()) for k in classes.tolist()]
+        accuracy = 100 * float(right.sum() / counted.sum())
+        parts = tuple(zip(shares, map(float, ious)))
+        scored.append(Scored(index, sample.name, 100 * float(np.mean(ious)), accuracy, parts))
     return sorted(scored, key=lambda one: (one.iou, one.accuracy, one.name))
 
 
@@ -183,9 +197,11 @@ def card(
         maps = segmenter.attention(image, torch.from_numpy(predicted), dataset.vocabulary)
         tiny, _ = shrunk(image, truth, SIDE // 2)
         largest = sorted(maps, key=lambda name: -int((predicted == names.index(name)).sum()))[:6]
-        heats = [heat_picture(tiny, maps[name]) for name in largest]
-        if heats:
-            cells.append(page.figures(heats, largest, caption="attention behind each part"))
+        if largest:
+            scale = heat_scale([maps[name] for name in largest])
+            heats = [*(heat_picture(tiny, maps[name], scale=scale) for name in largest), heat_bar(scale, width=110)]
+            caption = "attention behind each part, on one scale"
+            cells.append(page.figures(heats, [*largest, "scale"], caption=caption))
     return (
         f'<div class="panel card"><h3>{escape(one.name)}<span>mean IoU {one.iou:.1f}, pixels right {one.accuracy:.1f} %'
         f'</span></h3><div class="row">{"".join(cells)}</div></div>'
@@ -224,27 +240,41 @@ def class_bars(entry: Mapping[str, Any]) -> str:
 
 def confusion(entry: Mapping[str, Any]) -> str:
     """Within each object: which part its pixels were taken for, another object's, or background."""
-    objects = [c["object"] for c in entry["classes"]]
-    parts = [c["part"] for c in entry["classes"]]
-    counts = np.zeros((len(parts) + 1, len(parts) + 1))
-    for truth, predicted, pixels in entry["confusion"]:
-        counts[truth, predicted] = pixels
-    tables = []
-    for name in dict.fromkeys(objects):
-        own = [k for k, owner in enumerate(objects) if owner == name and counts[k].sum()]
-        if not own:
-            continue
-        others = [k for k in range(len(parts)) if objects[k] != name]
-        columns = [*(counts[own][:, k] for k in own), counts[own][:, others].sum(1), counts[own][:, -1]]
-        absent = counts[own].sum(1) - np.sum(columns, 0)  # parts of the object that are not in the truth
-        shares = np.stack([*columns[:-2], columns[-2] + absent, columns[-1]], 1) / counts[own].sum(1, keepdims=True)
-        names = [parts[k] for k in own]
-        table = page.matrix(shares, names, columns=[*names, "other parts", "background"])
-        tables.append(f'<div class="panel"><h3>{escape(name)}</h3>{table}</div>')
+    tables = [
+        f'<div class="panel"><h3>{escape(found.name)}</h3>'
+        f"{page.matrix(found.shares, found.parts, columns=found.columns)}</div>"
+        for found in within_objects(entry)
+    ]
     note = (
         "Confusion within each object: rows are the truth, columns what was predicted; point at a cell for its share."
     )
     return f'<p class="note">{note}</p><div class="objects">{"".join(tables)}</div>'
+
+
+def by_size(scored: Sequence[Scored]) -> str:
+    """Mean IoU of parts of like size: what is small is hard, whatever it is called."""
+    found = [pair for one in scored for pair in one.parts]
+    bars = []
+    for low, high in pairwise(SIZES):
+        ious = [iou for share, iou in found if low < share <= high]
+        if ious:
+            name = f"{100 * low:g}-{100 * high:g} % ({len(ious)})"
+            bars.append(page.Bar(name, 100 * float(np.mean(ious))))
+    note = "Mean IoU of the parts in single images by their share of the image; how many there are is in brackets."
+    return f'<p class="note">{note}</p><div class="panel">{page.bars(bars)}</div>'
+
+
+def training(folder: Path) -> str:
+    """Curves of the run that the evaluation lies in; nothing where there is no metrics.jsonl."""
+    records = read_metrics(folder)
+    loss = {"loss": [(r["iteration"], r["train/loss"]) for r in records if "train/loss" in r]}
+    means = sorted({key for r in records for key in r if re.fullmatch(r"[^/]+/mIoU(_seen|_unseen)?", key)})
+    scores = {key: [(r["iteration"], r[key]) for r in records if key in r] for key in means}
+    charts = [page.curves(lines) for lines in (loss, scores) if any(len(points) > 1 for points in lines.values())]
+    if not charts:
+        return ""
+    panels = "".join(f'<div class="panel">{chart}</div>' for chart in charts)
+    return f'<h2>Training</h2><p class="note">Over the iterations.</p><div class="curves">{panels}</div>'
 
 
 def command() -> int:

@@ -37,8 +37,8 @@ def get(
 
 
 def single_names() -> tuple[str, ...]:
-    """Names of the data sets with one vocabulary, that is, without mixtures."""
-    return tuple(name for name in names() if "vocabulary" in node(name))
+    """Names of the data sets with one known vocabulary: without mixtures, and files that bring their own words."""
+    return tuple(name for name in names() if node(name).get("vocabulary") not in (None, "categories"))
 
 
 def vocabulary(name: str) -> Vocabulary:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, cast
@@ -117,17 +117,22 @@ def _files(root: Path, names: str | Sequence[str]) -> list[Path]:
 
 
 def words_of(files: Sequence[tuple[Path, Mapping[str, Any]]], *, name: str) -> Vocabulary:
-    """The categories of the files as a vocabulary: "dog:head" is a part of "dog", all others are objects.
+    """The categories of the files as a vocabulary: those that name a part of an object are parts, all others objects.
 
-    Prompts say "trash can" for "trash_can". ValueError for parts whose object is no category.
+    "dog:head" is a part; where others are called "dog" or "dog:tail", so is "head" with the supercategory "dog"; in
+    files without a colon that have a "dog", "dog head" and "dog's head" are. Prompts say "trash can" for "trash_can".
+    ValueError for files without categories.
     """
-    listed = [str(category["name"]) for _, data in files for category in data["categories"]]
-    names = list(dict.fromkeys(listed))
-    pairs = [(owner, part) for owner, colon, part in (each.partition(":") for each in names) if colon]
-    objects = [each for each in names if ":" not in each]
-    owners = [owner for owner in dict.fromkeys(owner for owner, _ in pairs) if owner not in objects]
-    if not names:
+    listed = [category for _, data in files for category in data["categories"]]
+    categories = list(dict.fromkeys((str(each["name"]), str(each.get("supercategory"))) for each in listed))
+    if not categories:
         raise ValueError(f"{files[0][0]} has no categories: give dataset.vocabulary=<YAML file>")
+    names = {name for name, _ in categories}
+    names |= {name.partition(":")[0] for name in names}
+    found = [_pair(each, above, names) for each, above in categories]
+    pairs = list(dict.fromkeys(pair for pair in found if pair is not None))
+    objects = dict.fromkeys(each for (each, _), pair in zip(categories, found) if pair is None)
+    owners = dict.fromkeys(owner for owner, _ in pairs if owner not in objects)
     words = {word for pair in pairs for word in pair} | set(objects)
     return Vocabulary(
         pairs=tuple(pairs),
@@ -135,6 +140,20 @@ def words_of(files: Sequence[tuple[Path, Mapping[str, Any]]], *, name: str) -> V
         name=name,
         prompt_names={word: word.replace("_", " ") for word in sorted(words) if "_" in word},
     )
+
+
+def _pair(name: str, above: str, names: Collection[str]) -> tuple[str, str] | None:
+    """(object, part) of a category, None for an object; `above` is its supercategory, `names` are all there are."""
+    owner, colon, part = name.partition(":")
+    if colon:
+        return owner, part
+    if above in names and above != name:
+        return above, name
+    owners = [each for each in names if name.startswith((f"{each} ", f"{each}'s "))]
+    if not owners or any(":" in each for each in names):
+        return None
+    owner = max(owners, key=len)
+    return owner, name[len(owner) :].removeprefix("'s").strip()
 
 
 def _check_masks(records: Sequence[Record], name: str) -> None:

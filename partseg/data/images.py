@@ -156,7 +156,7 @@ def _folded(name: str) -> str:
 def _open(path: Path, use: Callable[[Image.Image], UsedT], max_pixels: int) -> UsedT:
     """What `use` makes of the picture in a file; errors name the file."""
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name an image, or use tools/predict.py for folders")
+        raise ValueError(f"{path} is a folder; name an image, or use partseg predict for folders")
     try:
         check_regular(path)
         with Image.open(path) as image:

@@ -15,11 +15,11 @@ from partseg.vocabulary.words import named
 
 @dataclass(frozen=True)
 class ImageJob:
-    """One record and the vocabulary (shipped, or a YAML file) that numbers its labels."""
+    """One record and the vocabulary (shipped, a YAML file, or an own one) that numbers its labels."""
 
     split: str
     record: Record
-    vocabulary: str
+    vocabulary: str | Vocabulary
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ WRONG_ID = "label id out of range"
 
 def check(job: ImageJob) -> ImageReport:
     """Read everything of one image; what is wrong with it ends in the report, not in an exception."""
-    record, names = job.record, named(job.vocabulary)
+    record = job.record
+    names = named(job.vocabulary) if isinstance(job.vocabulary, str) else job.vocabulary
     problems: list[tuple[str, str]] = []
     size = None
     try:

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from partseg.data import catalog, io
+from partseg.data.coco_file import photos_of
 from partseg.structures import Record
 from partseg.utils.config import instantiate
 from partseg.vocabulary.names import Vocabulary
@@ -48,11 +49,11 @@ class Finding:
 class Layout:
     """All that is to be checked, and what the search itself found; `expected` maps a split to its published counts.
 
-    `records` are by split. `vocabulary` numbers the labels: a shipped one, or a YAML file.
+    `records` are by split. `vocabulary` numbers the labels: a shipped one, a YAML file, or the one of the labels.
     """
 
     root: Path
-    vocabulary: str
+    vocabulary: str | Vocabulary
     records: Mapping[str, tuple[Record, ...]]
     findings: tuple[Finding, ...]
     expected: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -62,7 +63,7 @@ class Layout:
     @property
     def names(self) -> Vocabulary:
         """The vocabulary that numbers the labels."""
-        return named(self.vocabulary)
+        return named(self.vocabulary) if isinstance(self.vocabulary, str) else self.vocabulary
 
 
 def finding(split: str, kind: str, names: Sequence[str], *, changes_score: bool, remedy: str) -> Finding:
@@ -79,8 +80,9 @@ def scan(
     """
     node = catalog.node(name, root=root)
     node.update(settings or {})
-    if OmegaConf.is_missing(node, "root"):
-        raise ValueError(f"data set {name!r} needs root=<its folder>")
+    for key, what in (("root", "its folder"), ("json", "the file of its labels")):
+        if OmegaConf.is_missing(node, key):
+            raise ValueError(f"data set {name!r} needs {key}=<{what}>")
     module = importlib.import_module(str(node._target_).rpartition(".")[0])
     if hasattr(module, "scan"):
         found: Layout = module.scan(name, str(node.root), splits, str(node.vocabulary))
@@ -88,7 +90,11 @@ def scan(
     datasets = {split: instantiate(node, split=split) for split in splits}
     skips = [f for split, dataset in datasets.items() for f in skipped(split, dataset.skipped)]
     records = {split: dataset.records for split, dataset in datasets.items()}
-    return Layout(Path(node.root), str(node.vocabulary), records, (*strays(Path(node.root)), *skips))
+    place = photos_of(node.json, node.root) if "json" in node else Path(node.root)
+    words: str | Vocabulary = str(node.vocabulary)
+    if words == "categories":
+        words = datasets[splits[0]].label_vocabulary
+    return Layout(place, words, records, (*strays(place), *skips))
 
 
 def files(folder: Path, suffixes: Sequence[str], split: str, findings: list[Finding]) -> dict[str, Path]:

@@ -19,7 +19,7 @@ from partseg.engine.writers import LOG, Writer, evaluated
 from partseg.evaluation.evaluator import Answer, Evaluator
 from partseg.evaluation.pixels import PixelEvaluator
 from partseg.evaluation.predictor import Predictor, device_of
-from partseg.evaluation.runner import on_device, predict_batch, told_objects
+from partseg.evaluation.runner import Evaluation, on_device, predict_batch, told_objects
 from partseg.photo_prediction import shrunk
 from partseg.structures import EvalBatch, Sample
 from partseg.utils import devices, distributed
@@ -34,14 +34,16 @@ class Run:
     directory: Path
     checkpoints: Checkpoints
     writers: Sequence[Writer]
-    evaluate: Callable[[nn.Module], Mapping[str, float | None]]
-    """Scores of a model on the validation split, flat keys; all ranks call it together and all get the result."""
+    evaluate: Callable[[nn.Module], Evaluation]
+    """A model on the validation split; all ranks call it together and all get the result."""
     samples: PartSegDataset
     """Validation split, for pictures."""
     vocabulary: Vocabulary
     """The validation split's vocabulary."""
     predictor: Predictor
     evaluators: Mapping[str, Evaluator]
+    write_results: Callable[[Evaluation, Path], None] | None = None
+    """Takes the last evaluation and its checkpoint, on rank 0."""
 
 
 class LogHook(Hook):
@@ -160,12 +162,15 @@ class EvalHook(Hook):
     def score(self, trainer: Trainer) -> None:
         """Evaluate, keep the best, then report."""
         _check_weights(trainer)
-        scores = self.run.evaluate(evaluated_model(trainer))
+        evaluation = self.run.evaluate(evaluated_model(trainer))
+        scores = evaluation.scores()
         unknown = [metric for metric in self.run.checkpoints.metrics if metric not in scores]
         if unknown:
             raise KeyError(f"best.metrics {unknown} are not among the scores {sorted(scores)}")
         if distributed.is_main():
             self.keep_best(trainer, scores)
+            if self.run.write_results is not None and trainer.iteration == trainer.iterations:
+                self.run.write_results(evaluation, _saved(self.run.checkpoints, trainer))
         for writer in self.run.writers:
             writer.scalars({k: v for k, v in scores.items() if v is not None}, iteration=trainer.iteration)
 
@@ -182,9 +187,7 @@ class EvalHook(Hook):
                 defined[metric] = score
         if not defined:
             return
-        path = checkpoints.path(trainer.iteration)
-        if not path.is_file():
-            save_checkpoint(checkpoints, trainer)
+        path = _saved(checkpoints, trainer)
         for metric in checkpoints.offer_best(path, iteration=trainer.iteration, scores=defined):
             LOG.info("best %s so far: %.4g at iteration %d", metric, defined[metric], trainer.iteration)
 
@@ -216,7 +219,9 @@ class VisualizeHook(Hook):
             return
         samples = [self.run.samples[i] for i in range(min(self.num_images, len(self.run.samples)))]
         rows = self.rows(evaluated_model(trainer), samples)
-        picture = tile([p for row in rows for p in row], columns=len(rows[0]))
+        scored = [name for name, each in self.run.evaluators.items() if isinstance(each, PixelEvaluator)]
+        captions = ["photo", "truth", *scored] * len(rows)
+        picture = tile([p for row in rows for p in row], columns=len(rows[0]), captions=captions)
         save_png(picture, self.path(trainer))
         for writer in self.run.writers:
             writer.image("pictures", picture, iteration=trainer.iteration)
@@ -291,6 +296,12 @@ def save_checkpoint(checkpoints: Checkpoints, trainer: Trainer) -> Path:
         ema=trainer.ema,
         scaler=trainer.scaler,
     )
+
+
+def _saved(checkpoints: Checkpoints, trainer: Trainer) -> Path:
+    """This iteration's checkpoint, saved now where none was due."""
+    path = checkpoints.path(trainer.iteration)
+    return path if path.is_file() else save_checkpoint(checkpoints, trainer)
 
 
 def _positive(every: int) -> int:

@@ -18,6 +18,7 @@ from partseg.engine.checkpoint import digest, load, newest
 from partseg.engine.lock import locked
 from partseg.engine.trainer import Trainer
 from partseg.engine.writers import start_log
+from partseg.evaluation import results
 from partseg.utils import config as configs
 from partseg.utils import distributed, env
 from partseg.utils.errors import one_line
@@ -184,6 +185,14 @@ def farewell(directory: Path, *, iteration: int, complete: bool, best: Mapping[s
     """What became of the run and what to do next."""
     if not complete:
         return f"stopped at iteration {iteration}, everything is saved: the same command goes on from there"
+    return (
+        f"finished {directory} at iteration {iteration}: {outcome(directory, best)}\n  a page with pictures: "
+        f"partseg eval ckpt={directory} save_predictions=true, then partseg report run={directory}"
+    )
+
+
+def outcome(directory: Path, best: Mapping[str, Mapping[str, Any]]) -> str:
+    """A finished run in one line: its best scores, and where all scores are."""
     found = "; ".join(f"{metric} {entry['value']:.2f} at {entry['iteration']}" for metric, entry in best.items())
-    scores = f" (best: {found})" if found else ""
-    return f"finished {directory} at iteration {iteration}{scores}; score it fully with partseg eval ckpt={directory}"
+    written = directory / results.FILE_NAME
+    return ", ".join([*([f"best {found}"] if found else []), str(written if written.is_file() else directory)])

@@ -235,10 +235,15 @@ class _ConsoleHandler(logging.Handler):
 
 def evaluated(directory: Path) -> set[int]:
     """Iterations whose evaluation stands in metrics.jsonl, which is where it is written last."""
+    records = read_metrics(directory)
+    return {r["iteration"] for r in records if not any(key.startswith("train/") for key in r)}
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl, none where there is no such file."""
     path = directory / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    records = [record for line in lines if (record := _record(line))]
-    return {r["iteration"] for r in records if not any(key.startswith("train/") for key in r)}
+    return [record for line in lines if (record := _record(line))]
 
 
 def _lines_until(path: Path, iteration: int) -> list[str]:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from partseg.evaluation.confusion import within_objects
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,24 +45,20 @@ def _names(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _confusion(figure: Figure, entry: Mapping[str, Any], title: str) -> None:
-    """Rows add up to 1: which share of a class's pixels is predicted as what. Classes without pixels are left out."""
-    names = [*_names(entry), "background"]
-    matrix = np.zeros((len(names), len(names)))
-    for truth, predicted, pixels in entry["confusion"]:
-        matrix[truth, predicted] = pixels
-    used = np.flatnonzero(matrix.sum(0) + matrix.sum(1))
-    matrix = matrix[np.ix_(used, used)]
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = max(4.0, 2 + 0.16 * len(used))
-    figure.set_size_inches(side, side)
-    axes = figure.add_subplot()
-    image = axes.imshow(share, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-    axes.set_title(title)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("truth")
-    axes.set_xticks(range(len(used)), [names[i] for i in used], rotation=90, fontsize=6)
-    axes.set_yticks(range(len(used)), [names[i] for i in used], fontsize=6)
-    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the class's pixels")
+    """A panel per object whose rows add up to 1: as what its parts' pixels are predicted."""
+    objects = within_objects(entry)
+    columns = min(4, max(1, len(objects)))
+    rows = -(-len(objects) // columns)
+    figure.set_size_inches(3.6 * columns, 0.6 + rows * max((1.6 + 0.16 * len(o.parts) for o in objects), default=2))
+    figure.suptitle(f"{title}: rows are the truth, shares of its pixels")
+    for number, found in enumerate(objects, 1):
+        axes = figure.add_subplot(rows, columns, number)
+        image = axes.imshow(found.shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+        axes.set_title(found.name, fontsize=8)
+        axes.set_xticks(range(len(found.columns)), found.columns, rotation=90, fontsize=6)
+        axes.set_yticks(range(len(found.parts)), found.parts, fontsize=6)
+        if number == len(objects):
+            figure.colorbar(image, ax=axes, shrink=0.8)
 
 
 def _classes(figure: Figure, entry: Mapping[str, Any], title: str) -> None:

@@ -90,7 +90,7 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}: the evaluation has not finished, run tools/eval_net.py again")
+        raise FileNotFoundError(f"no {path}: the evaluation has not finished, run partseg eval again")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -18,12 +18,13 @@ from partseg.reproduce.stages import load_recipe
 from partseg.reproduce.table import Table, load_table
 from partseg.utils.config import compose
 from partseg.utils.files import write_atomic
+from partseg.utils.places import checkout_file
 
 SMOKE_OUTPUT = Path("output/smoke_tables")
 OUTPUT = Path("output/tables")
 STAGES_FOLDER = Path("scripts/stages")
 STAGES, SMOKE_STAGES = Path("output/stages"), Path("output/smoke_stages")
-DRAW_TOY = ("datasets/draw_toy.py", "num_train=6", "num_val=8", "size=96")
+DRAW_TOY = ("num_train=6", "num_val=8", "size=96")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def run_jobs(todo: Sequence[Job], console: Console) -> None:
 def make_toy_data(options: Options) -> None:
     """Synthetic data of the smoke runs; nothing happens where it is complete."""
     if options.smoke:
-        subprocess.run([sys.executable, *DRAW_TOY, f"root={toy_root(options)}"], check=True)
+        program = checkout_file("datasets/draw_toy.py")
+        subprocess.run([sys.executable, program, *DRAW_TOY, f"root={toy_root(options)}"], check=True)
 
 
 def write_table(table: Table, options: Options) -> str:

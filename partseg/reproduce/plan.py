@@ -21,6 +21,7 @@ from partseg.reproduce.table import Row, Table
 from partseg.utils.config import config_dir, config_dirs
 from partseg.utils.experiments import TINY, parse, stems
 from partseg.utils.files import sha256_of
+from partseg.utils.places import checkout_file, slurm_script
 
 PROTOCOLS = ("pred_all", "oracle_obj")
 TOY = "toy_"
@@ -85,7 +86,8 @@ class Job:
     def slurm(self, number: int, *, after: int | None = None) -> str:
         """A line that submits the command as job `number`, to start once job `after` has succeeded."""
         wait = "" if after is None else f" --dependency=afterok:$job_{after}"
-        return f"job_{number}=$(sbatch --parsable{wait} scripts/slurm.sh {shlex.join(self.command[1:])})"
+        words = shlex.join([str(slurm_script()), *self.command[1:]])
+        return f"job_{number}=$(sbatch --parsable{wait} {words})"
 
 
 def jobs(table: Table, options: Options, *, iterations_of: dict[str, int]) -> Iterator[Job]:
@@ -185,16 +187,20 @@ def small_overrides(overrides: Sequence[str]) -> list[str]:
     return found
 
 
-def command(tool: str, options: Options, arguments: Sequence[str]) -> tuple[str, ...]:
-    gpus = [] if options.num_gpus is None else [f"launch.num_gpus={options.num_gpus}"]
-    return (sys.executable, f"tools/{tool}.py", *arguments, *gpus)
+def command(name: str, options: Options, arguments: Sequence[str]) -> tuple[str, ...]:
+    """`partseg <name>` with these arguments, from any folder."""
+    return (sys.executable, "-m", "partseg", name, *arguments, *_gpus(options))
+
+
+def _gpus(options: Options) -> list[str]:
+    return [] if options.num_gpus is None else [f"launch.num_gpus={options.num_gpus}"]
 
 
 def _train(row: Row, seed: int, options: Options, *, iterations: int) -> Job:
     directory = run_directory(row, seed, options)
     place = [f"output_root={options.output}", f"name={row.run_name}/seed{seed}", f"seed={seed}"]
     length = 2 if options.smoke else iterations
-    return Job("train", directory, command("train_net", options, [*settings(row, options), *map(quote, place)]), length)
+    return Job("train", directory, command("train", options, [*settings(row, options), *map(quote, place)]), length)
 
 
 def _evaluate(table: Table, row: Row, *, seed: int, protocol: str, options: Options, training: Job) -> Job:
@@ -209,7 +215,7 @@ def _evaluate(table: Table, row: Row, *, seed: int, protocol: str, options: Opti
     ]
     if table.cross_dataset and not options.smoke:
         arguments += [f"dataset={table_dataset(table, row)}", "cross_dataset=true"]
-    words = command("eval_net", options, [quote(a) for a in arguments])
+    words = command("eval", options, [quote(a) for a in arguments])
     return Job("evaluate", directory, words, training=training, checkpoint=checkpoint)
 
 
@@ -228,7 +234,8 @@ def _tool(table: Table, row: Row, options: Options) -> Job:
 def _measure(row: Row, options: Options) -> Job:
     directory = measure_directory(row, options)
     arguments = [*settings(row, options), f"json={directory / 'measure.json'}"]
-    return Job("measure", directory, command("benchmark", options, [quote(a) for a in arguments]))
+    words = (sys.executable, str(checkout_file("tools/benchmark.py")), *map(quote, arguments), *_gpus(options))
+    return Job("measure", directory, words)
 
 
 def quote(override: str) -> str:

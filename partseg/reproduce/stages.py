@@ -11,7 +11,8 @@
 Every stage is an ordinary job of the planner that runs the tables: it has a folder, is left alone once finished, goes
 on where it stopped, and can be printed as a SLURM command. `{labels}` in an override is that stage's folder. `of` and
 `from` name earlier stages; `checkpoint` is latest (default), best_<evaluator>, or a file. A stage of kind `tool` is any
-other file of tools/ that takes ckpt= and output=, key=value, and leaves complete.json: {kind: tool, tool: parse_parts}.
+other file of the checkout's tools/, or a program of yours (my_tool.py), that takes ckpt= and output=, key=value, and
+leaves complete.json: {kind: tool, tool: parse_parts}.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import yaml
 
 from partseg.reproduce.plan import Job, Kind, Options, command, quote, shrunk, small_overrides
 from partseg.utils.config import compose
+from partseg.utils.places import checkout_file
 
 KEYS = {
     "train": ({"experiment"}, {"from", "checkpoint", "overrides"}),
@@ -36,7 +38,8 @@ KEYS = {
 }
 """Keys that a stage of each kind must and may have, beside `kind`."""
 
-TOOLS: dict[str, str] = {"train": "train_net", "export": "export_predictions", "evaluate": "eval_net"}
+COMMANDS: dict[str, str] = {"train": "train", "export": "export", "evaluate": "eval"}
+"""Kind of stage -> command of partseg."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def _stage(name: str, entry: Any, before: Mapping[str, Stage], path: Path) -> St
     if source is not None and before[source].kind != "train":
         raise ValueError(f"{where}: {source!r} is of kind {before[source].kind}, which has no checkpoint")
     experiment = entry.get("experiment") or before[source].experiment
-    tool = str(entry.get("tool", TOOLS.get(kind, "")))
+    tool = str(entry.get("tool", ""))
     return Stage(name, kind, experiment, source, str(entry.get("checkpoint", "latest")), overrides, tool)
 
 
@@ -128,7 +131,7 @@ def _job(recipe: Recipe, stage: Stage, folder: Path, options: Options, *, traini
     overrides = [_filled(override, recipe, folder) for override in stage.overrides]
     if stage.kind == "tool":
         checkpoint = _checkpoint(stage, folder)
-        words = (sys.executable, f"tools/{stage.tool}.py", f"ckpt={checkpoint}", f"output={directory}", *overrides)
+        words = (sys.executable, str(_program(stage)), f"ckpt={checkpoint}", f"output={directory}", *overrides)
         return Job(stage.kind, directory, words, training=training, checkpoint=checkpoint)
     small = shrunk(stage.experiment, options)
     data = [override for override in small if override.startswith("dataset=")]
@@ -144,10 +147,19 @@ def _job(recipe: Recipe, stage: Stage, folder: Path, options: Options, *, traini
     else:
         settings += [f"ckpt={_checkpoint(stage, folder)}", f"output={directory}"]
     arguments = list(map(quote, settings))
-    words = command(stage.tool, options, arguments)
+    words = command(COMMANDS[stage.kind], options, arguments)
     if stage.kind == "train":
         return Job(stage.kind, directory, words, iterations)
     return Job(stage.kind, directory, words, training=training, checkpoint=_checkpoint(stage, folder))
+
+
+def _program(stage: Stage) -> Path:
+    """The file of a stage of kind `tool`."""
+    if not stage.tool.endswith(".py"):
+        return checkout_file(f"tools/{stage.tool}.py")
+    if not Path(stage.tool).is_file():
+        raise FileNotFoundError(f"stages.{stage.name}.tool: there is no {stage.tool} in {Path.cwd()}")
+    return Path(stage.tool)
 
 
 def _checkpoint(stage: Stage, folder: Path) -> Path:

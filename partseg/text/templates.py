@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import open_clip
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,9 +20,9 @@ NAMED: dict[str, tuple[str, ...]] = {
     "name": ("{}",),
     "photo": ("a photo of a {}",),
     "part": ("a photo of the {} of an object",),
-    "imagenet": tuple(make("{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES),
+    "imagenet": (),
 }
-"""Texts by name; `imagenet` are the 80 of CLIP's zero-shot classifier (Radford et al., ICML 2021, section 3.1.4)."""
+"""Texts by name; `texts_of` reads those of `imagenet`."""
 
 WORDS: Mapping[Level, tuple[str, ...]] = {
     "object_part": ("{}", "{object}", "{part}"),
@@ -68,8 +67,20 @@ class Templates:
         return features if several == 1 else features.unflatten(0, (len(prompts), several)).mean(1)
 
 
+def texts_of(template: str) -> tuple[str, ...]:
+    """The texts of a name of NAMED, or the text itself; `imagenet` are the 80 of CLIP's zero-shot classifier.
+
+    Radford et al., ICML 2021, section 3.1.4. Data sets are read without open_clip, whose import takes seconds.
+    """
+    if template != "imagenet":
+        return NAMED.get(template, (template,))
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    return tuple(make("{}") for make in OPENAI_IMAGENET_TEMPLATES)
+
+
 def _checked(given: str | Sequence[str], level: Level) -> tuple[str, ...]:
-    texts = NAMED.get(given, (given,)) if isinstance(given, str) else tuple(given)
+    texts = texts_of(given) if isinstance(given, str) else tuple(given)
     for text in texts:
         words = [word for word in WORDS["object_part"] if isinstance(text, str) and word in text]
         if not words or text.count("{}") > 1 or not set(words) <= set(WORDS[level]):

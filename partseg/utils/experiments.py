@@ -113,7 +113,7 @@ def official(recipe: str, model: str) -> str:
 
 def _needs_root(path: Path) -> bool:
     """Whether a data set is a format, whose folder or labels the user names, rather than a benchmark."""
-    return re.search(r"\b(root|annotations): \?{3}", path.read_text(encoding="utf-8")) is not None
+    return re.search(r"\b(root|annotations|json): \?{3}", path.read_text(encoding="utf-8")) is not None
 
 
 def stems(folders: Sequence[Path], group: str) -> set[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw
 
-from partseg.utils.visualize import palette
+from partseg.utils.visualize import palette, short, spots
 
 _FILES = Path(__file__).parent / "page_files"
 _NOTHING = 65535
@@ -84,9 +84,20 @@ def viewer(
         + '<div class="stage">'
         f'<img class="photo" alt="" src="{jpeg_uri(image)}">'
         f'<img class="ids" alt="" src="{_ids_uri(labels, len(names))}">'
-        f'<canvas></canvas><div class="tip"></div></div>'
+        f'<canvas></canvas>{_written(labels, names)}<div class="tip"></div></div>'
         + (f'<div class="legend">{buttons or "nothing found"}</div>' if legend else "")
         + "</div>"
+    )
+
+
+def _written(labels: Int[np.ndarray, "h w"], names: Sequence[str]) -> str:
+    """Names on the classes that are wide enough for one line in a picture of half a page."""
+    height, width = labels.shape
+    found = [(k, spot) for k, spot in spots(labels, len(names)).items() if spot.radius >= 0.02 * width]
+    return "".join(
+        f'<span class="written" style="left: {100 * spot.column / width:.1f}%; top: {100 * spot.row / height:.1f}%">'
+        f"{escape(short(names[k]))}</span>"
+        for k, spot in found
     )
 
 
@@ -112,6 +123,32 @@ def bars(values: Sequence[Bar]) -> str:
             f'<span class="value">{shown}</span></div>'
         )
     return f'<div class="bars">{"".join(lines)}</div>'
+
+
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """HTML chart of (x, y) points in a common frame, one line per name, with the range of both axes."""
+    points = [point for each in lines.values() for point in each]
+    (left, right), (bottom, top) = (_range([point[axis] for point in points]) for axis in (0, 1))
+    drawn, legend = [], []
+    for number, (name, each) in enumerate(lines.items()):
+        color = f"hsl({(220 + 137 * number) % 360}, 62%, 45%)"
+        places = (((x - left) / (right - left) * 600, 200 - (y - bottom) / (top - bottom) * 200) for x, y in each)
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        drawn.append(f'<polyline points="{path}" style="stroke: {color}"><title>{escape(name)}</title></polyline>')
+        last = f" {each[-1][1]:.4g}" if each else ""
+        legend.append(f'<span><i style="background: {color}"></i>{escape(name)}{last}</span>')
+    return (
+        f'<div class="chart"><div class="legend">{"".join(legend)}</div>'
+        f'<div class="frame"><span class="y">{top:.4g}</span><span class="y low">{bottom:.4g}</span>'
+        f'<svg viewBox="0 0 600 200" preserveAspectRatio="none">{"".join(drawn)}</svg></div>'
+        f'<div class="x"><span>{left:.4g}</span><span>{right:.4g}</span></div></div>'
+    )
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest, never the same."""
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 1, high + 1)
 
 
 def matrix(shares: np.ndarray, names: Sequence[str], *, columns: Sequence[str]) -> str:

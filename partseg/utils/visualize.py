@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,6 +31,9 @@ DISTINCT, TRIES = 15.0, 100
 
 MOST_APART = 60
 """Classes that are kept apart; a thousand free words cannot be, and trying takes seconds."""
+
+COARSE = 200
+"""Pixels of a label map's longer side in which places for names are looked for."""
 
 _SRGB_TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 _PAPER = 255
@@ -105,6 +109,62 @@ def overlay(
         edge = shown & _borders(np.where(shown, labels, -1))
         blended[edge] = 0.6 * colors[edge]
     return np.clip(np.rint(blended), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a class is widest: `row` and `column` of a pixel and the pixels from it to the class's edge."""
+
+    row: int
+    column: int
+    radius: int
+
+
+def spots(labels: NDArray[np.integer], num_classes: int) -> dict[int, Spot]:
+    """The widest place of each class, largest class first; coarse in large maps, and thin classes have none."""
+    step = -(-max(labels.shape) // COARSE)
+    small = labels[::step, ::step]
+    counts = np.bincount(small[(small >= 0) & (small < num_classes)].ravel(), minlength=1)
+    found = {}
+    for label in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist():
+        inside, depth = np.pad(small == label, 1), 0
+        kept = inside
+        while inside.any():
+            kept, depth = inside, depth + 1
+            inside = _eroded(inside)
+        rows, columns = np.nonzero(kept)
+        middle = len(rows) // 2
+        if depth > 1:
+            found[label] = Spot((rows[middle] - 1) * step, (columns[middle] - 1) * step, (depth - 1) * step)
+    return found
+
+
+def named(
+    picture: NDArray[np.uint8], labels: NDArray[np.integer], names: Sequence[str], *, font_size: int | None = None
+) -> NDArray[np.uint8]:
+    """The picture with the part's name ("head" of "dog's head") written where each class is widest.
+
+    A name that finds no room, or would cover a larger class's, is left out: the legend has it.
+    """
+    size = font_size or max(11, max(labels.shape) // 60)
+    font, sheet = _font(size), Image.fromarray(picture)
+    draw = ImageDraw.Draw(sheet)
+    taken: list[tuple[float, float, float, float]] = []
+    for label, spot in spots(labels, len(names)).items():
+        text = short(names[label])
+        box = draw.textbbox((spot.column, spot.row), text, font=font, anchor="mm")
+        room = box[3] - box[1] <= 2 * spot.radius + size // 2 and box[0] >= 0 and box[2] <= picture.shape[1]
+        if room and not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+            taken.append(box)
+            draw.text(
+                (spot.column, spot.row), text, fill="white", font=font, anchor="mm", stroke_width=2, stroke_fill=_INK
+            )
+    return np.asarray(sheet)
+
+
+def short(name: str) -> str:
+    """The part alone: "head" of "dog's head"."""
+    return name.rpartition("'s ")[2]
 
 
 def legend(
@@ -205,6 +265,13 @@ def _borders(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
     edge[1:] |= down
     edge[:-1] |= down
     return edge
+
+
+def _eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels whose four neighbours are inside, too; the outermost are not."""
+    inner = np.zeros_like(mask)
+    inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    return inner
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

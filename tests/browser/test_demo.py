@@ -73,6 +73,25 @@ def test_upload_words_picture_hover_download(page, photo, toy_run, tmp_path, scr
     assert names == [segment.name for segment in expected.segments]
 
 
+@pytest.mark.parametrize("width", [390, 1400])
+def test_nothing_is_wider_than_the_screen(page, photo, screenshots, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    upload(page, photo)
+    page.wait_for_selector(".partseg-marker[data-ready]")
+    find(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.screenshot(path=screenshots / f"demo_{width}.png", full_page=True)
+
+
+def test_the_last_result_stays_beside_a_mistake(page, photo):
+    upload(page, photo)
+    page.wait_for_selector(".partseg-marker[data-ready]")
+    find(page)
+    page.fill("#words textarea", "dog")
+    assert "must map objects to their parts" in problem(page)
+    assert page.query_selector("#result .partseg-viewer[data-painted]") is not None
+
+
 def test_opacity_changes_the_picture(page, photo):
     upload(page, photo)
     page.wait_for_selector(".partseg-marker[data-ready]")

@@ -1,6 +1,7 @@
 """The page of an evaluation, opened from the disk as a reader does."""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -49,3 +50,27 @@ def test_opens_without_a_server(browser_page, report, screenshots):
     browser_page.screenshot(path=screenshots / "report_cards.png")
     assert browser_page.query_selector_all(".bar")
     assert browser_page.query_selector_all(".matrix td[title]")
+    assert browser_page.query_selector_all(".written")
+
+
+@pytest.fixture(scope="module")
+def comparison(report, tmp_path_factory) -> Path:
+    """The page of four runs, three of them copies with long names."""
+    folder = tmp_path_factory.mktemp("compare")
+    runs = [report.parent, *(folder / f"part_clipseg_pascal_part_116__seed-{i}" for i in range(3))]
+    for run in runs[1:]:
+        shutil.copytree(report.parent, run)
+    tool = load_tool("compare_runs")
+    assert tool.main(tool.Options(",".join(map(str, runs)), images=2, output=folder / "compare.html")) == 0
+    return folder / "compare.html"
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+@pytest.mark.parametrize("page", ["report", "comparison"])
+def test_nothing_is_wider_than_the_screen(browser_page, request, screenshots, page, width):
+    path = request.getfixturevalue(page)
+    browser_page.set_viewport_size({"width": width, "height": 900})
+    browser_page.goto(path.as_uri())
+    browser_page.wait_for_selector(".partseg-viewer[data-painted]")
+    assert browser_page.evaluate("document.documentElement.scrollWidth") <= width
+    browser_page.screenshot(path=screenshots / f"{page}_{width}.png", full_page=True)

@@ -12,7 +12,7 @@ from partseg.engine import run
 from partseg.engine.checkpoint import Checkpoints, digest, load
 from partseg.engine.hooks import LogHook
 from partseg.engine.optim import adamw
-from partseg.engine.run import banner, differences, farewell, write_settings
+from partseg.engine.run import banner, differences, farewell, outcome, write_settings
 from partseg.utils import distributed
 
 
@@ -164,7 +164,10 @@ def test_a_run_says_what_it_is_and_how_it_ended(tiny, tmp_path):
     assert "steps    3 to 7" in banner(trainer, tmp_path, train_set=tiny.dataset(), val_set=tiny.dataset(6), start=3)
     assert "the same command goes on" in farewell(tmp_path, iteration=3, complete=False, best={})
     end = farewell(tmp_path, iteration=7, complete=True, best={"a/mIoU": {"value": 12.3456, "iteration": 5}})
-    assert "best: a/mIoU 12.35 at 5" in end and f"partseg eval ckpt={tmp_path}" in end
+    assert "best a/mIoU 12.35 at 5" in end and f"partseg eval ckpt={tmp_path}" in end
+    assert "results.json" not in end
+    (tmp_path / "results.json").touch()
+    assert outcome(tmp_path, {}) == str(tmp_path / "results.json")
 
 
 def test_the_first_step_is_logged_with_its_time(tiny, run_of, tmp_path, caplog):

@@ -8,7 +8,9 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -156,12 +158,14 @@ def trainer(*, start: int = 0, hooks=(), model: nn.Module | None = None, **optio
     )
 
 
-def run_of(directory: Path, *, start: int = 0, iterations: int = 10, evaluate=dict) -> Run:
-    """What hooks get."""
+def run_of(directory: Path, *, start: int = 0, iterations: int = 10, evaluate=dict, **options) -> Run:
+    """What hooks get; `evaluate` gives the scores of a model."""
     writers = [JsonlWriter(directory, start=start, iterations=iterations)] if distributed.is_main() else []
     checkpoints = Checkpoints(directory / "checkpoints", config={}, keep=2, metrics=["toy/score"])
     scoring = {"predictor": Predictor(), "evaluators": {"toy": PixelEvaluator(OracleObj())}}
-    return Run(directory, checkpoints, writers, evaluate, samples=dataset(), vocabulary=vocabulary(), **scoring)
+    options |= {"samples": dataset(), "vocabulary": vocabulary(), **scoring}
+    evaluated = lambda model: SimpleNamespace(scores=partial(evaluate, model))  # noqa: E731
+    return Run(directory, checkpoints, writers, evaluated, **options)
 
 
 class Trouble:

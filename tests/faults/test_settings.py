@@ -5,6 +5,7 @@ import re
 import pytest
 
 from partseg.utils import config, settings, targets
+from partseg.utils.cli import Sweep
 from partseg.utils.config import compose, instantiate
 
 BAD = {
@@ -161,5 +162,19 @@ def test_jobs_of_a_sweep_with_places_of_their_own_are_started(train_net, start, 
         train_net.main,
         ["-m", "debug=smoke", "name='x_${seed}'", "seed=1,2", f"output_root={tmp_path}", "data_root=nowhere"],
     )
-    assert program.wait() == 1 and "several" not in program.output
+    assert program.wait() == 1 and "several" not in program.output and "Traceback" not in program.output
+    lines = program.output.strip().splitlines()[-3:]
+    assert lines[0] == "2 jobs, 2 failed:"
+    assert re.fullmatch(r"  job 2 of 2, seed=2: error: .*nowhere.*", lines[2])
     assert {path.name for path in tmp_path.iterdir()} >= {"x_1", "x_2"}
+
+
+def test_a_sweep_repeats_what_became_of_its_jobs(capsys):
+    sweep = Sweep([["x=1", "seed=1"], ["x=1", "seed=2"]])
+    sweep.ended(0, "best a/mIoU 1.00 at 5", failed=False)
+    sweep.ended(1, "error: no\n  data", failed=True)
+    assert sweep.failed()
+    told = capsys.readouterr()
+    lines = ["job 1 of 2, seed=1: best a/mIoU 1.00 at 5", "job 2 of 2, seed=2: error: no data"]
+    assert told.err == f"{lines[1]}\n"
+    assert told.out == f"{lines[0]}\n2 jobs, 1 failed:\n  {lines[0]}\n  {lines[1]}\n"

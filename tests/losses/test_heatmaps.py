@@ -40,19 +40,19 @@ def test_one_row_per_part_and_one_column_per_network(picture, vocabulary):
     model = instantiate(compose("train", ["model=part_clipseg_tiny"]).model).eval()
     found = heatmaps(model, picture)
     assert found.labels == (0, 1)
-    drawn = cells(picture, [("before", found), ("after", found)], side=90)
+    drawn = cells(picture, [("before", found), ("after", found)], scale=(0, 1), side=90)
     assert [image.shape for image, _ in drawn] == [(60, 90, 3)] * 6
     texts = [text for _, text in drawn]
     assert texts[0] == vocabulary.object_parts[0]
     assert texts[4].startswith("before: 0.")
-    only_legs = cells(picture, [("before", found)], parts=["leg"])
+    only_legs = cells(picture, [("before", found)], scale=(0, 1), parts=["leg"])
     assert [text for _, text in only_legs][0] == "dog's leg"
     assert len(only_legs) == 2
 
 
 def test_a_picture_without_parts_draws_nothing(picture):
     nothing = Heatmaps((), np.zeros((0, 4, 4)), (), 0.0, 0.0)
-    assert cells(picture, [("run", nothing)]) == []
+    assert cells(picture, [("run", nothing)], scale=(0, 1)) == []
     assert summary([nothing]) == "no picture has parts"
     something = Heatmaps((0,), np.zeros((1, 4, 4)), (0.1,), 0.5, 0.25)
     assert summary([nothing, something]).startswith("separation 0.500, enhancement 0.250, mean of 1 ")

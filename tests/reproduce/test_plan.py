@@ -95,7 +95,7 @@ def test_commands_compose_and_lead_to_their_folders(root, tmp_path, name, smoke)
     odd_folder = Options(output=tmp_path / "a folder=1, x", seeds=(1,), smoke=smoke)
     todo = list(jobs(table, odd_folder, iterations_of=lengths))
     for job in todo[:2] + todo[-1:]:
-        config = compose("train" if job.kind == "train" else "eval", job.command[2:])
+        config = compose("train" if job.kind == "train" else "eval", job.command[4:])
         folder = Path(config.output_root) / config.name if job.kind == "train" else Path(config.output)
         assert folder == job.directory
         assert ("Toy" in config.dataset.root) == ("Toy" in config.eval_dataset.root) == smoke
@@ -111,7 +111,7 @@ def test_rows_that_differ_in_their_evaluation_share_a_training(root, tmp_path):
     first = [j for j in todo if "predictor.object_first=true" in j.command]
     assert len(first) == 8 and all("pascal_part_116__predictor.object_first=true" in str(j.directory) for j in first)
     for job in first[:1]:
-        config = compose("eval", job.command[2:])
+        config = compose("eval", job.command[4:])
         assert config.predictor.object_first and Path(config.output) == job.directory
     assert not any("object_first" in word for j in todo if j.kind == "train" for word in j.command)
 
@@ -129,7 +129,7 @@ def test_dry_run_lines_are_slurm_commands(root, tmp_path):
         "clipseg_partimagenet_40": 3, "part_clipseg_partimagenet_40": 3,
     }))  # fmt: skip
     line = job.slurm(1)
-    assert line.startswith("job_1=$(sbatch --parsable scripts/slurm.sh tools/train_net.py experiment=clipseg_partim")
+    assert line.startswith("job_1=$(sbatch --parsable scripts/slurm.sh -m partseg train experiment=clipseg_partim")
 
 
 def test_evaluations_wait_for_their_training_and_stages_for_each_other(tmp_path, capsys):
@@ -163,7 +163,7 @@ def test_the_official_recipe_is_that_of_each_row(root, tmp_path):
     for command in trained:
         experiment = next(word for word in command if word.startswith("experiment="))
         systems.append(experiment.split("=")[1].split("_pascal")[0])
-        found = compose("train", [word for word in command[2:] if not word.startswith("launch.")])
+        found = compose("train", [word for word in command[4:] if not word.startswith("launch.")])
         expected = compose("train", [experiment, f"recipe=official_{systems[-1]}"])
         for group in ("criterion", "augmentation", "model", "optimizer"):
             assert found[group] == expected[group]

@@ -44,15 +44,15 @@ def test_stages_become_commands_in_folders_of_their_own(recipe, tmp_path):
         ("train", folder / "student"),
         ("evaluate", folder / "score"),
     ]
-    tools = ["train_net", "export_predictions", "train_net", "eval_net"]
-    assert [job.command[1] for job in todo] == [f"tools/{name}.py" for name in tools]
+    commands = ["train", "export", "train", "eval"]
+    assert [job.command[1:4] for job in todo] == [("-m", "partseg", name) for name in commands]
     teacher, labels, student, score = (job.command for job in todo)
     assert {"experiment=part_clipseg_pascal_part_116", "name=teacher", "seed=7"} <= set(teacher)
     assert {f"ckpt={folder}/teacher/checkpoints/latest.pt", "dataset.root=photos"} <= set(labels)
     assert f"init_from={folder}/teacher/checkpoints/best_pred_all.pt" in student
     assert any(f"{folder}/labels/shard-*.json" in word for word in student)
     assert {"experiment=clipseg_pascal_part_116", f"ckpt={folder}/student/checkpoints/best_pred_all.pt"} <= set(score)
-    after = "--dependency=afterok:$job_1 scripts/slurm.sh tools/export_predictions.py experiment="
+    after = "--dependency=afterok:$job_1 scripts/slurm.sh -m partseg export experiment="
     assert todo[1].slurm(2, after=1).startswith(f"job_2=$(sbatch --parsable {after}")
     assert not any(job.finished for job in todo)
 
@@ -168,7 +168,7 @@ def test_every_stage_composes(path, smoke, tmp_path):
     for job in planned:
         if job.kind == "tool":
             continue
-        config = compose(tops[job.kind], list(job.command[2:]))
+        config = compose(tops[job.kind], list(job.command[4:]))
         if smoke:
             assert config.train.iterations == 2, job.directory
         if job.kind == "train":
@@ -178,7 +178,7 @@ def test_every_stage_composes(path, smoke, tmp_path):
 def test_open_parts_has_both_ablations(root, tmp_path):
     """Pseudo labels alone, the two losses alone, and both; half of the pictures of the last two have no labels."""
     planned = jobs(load_recipe(root / "scripts" / "stages" / "open_parts.yaml"), Options(tmp_path, (1,)))
-    trained = {job.directory.name: compose("train", list(job.command[2:])) for job in planned if job.kind == "train"}
+    trained = {job.directory.name: compose("train", list(job.command[4:])) for job in planned if job.kind == "train"}
     assert list(trained) == ["base", "self_training", "self_supervision", "both"]
     for name, config in trained.items():
         if name == "base":

@@ -46,7 +46,7 @@ def test_a_mistake_is_one_line(train_net):
     [
         ("--config-file=my.yaml", "experiment="),
         ("--num-gpus", "launch.num_gpus=<N>"),
-        ("--eval-only", "tools/eval_net.py ckpt="),
+        ("--eval-only", "partseg eval ckpt="),
         ("--resume", "resume=auto"),
     ],
 )

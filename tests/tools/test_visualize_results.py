@@ -62,7 +62,7 @@ def test_a_training_split_is_shown_as_it_was_evaluated(load, visualize, toy_over
 
 
 def test_mistakes_are_named(visualize, evaluated, tmp_path):
-    with pytest.raises(FileNotFoundError, match="run tools/eval_net.py again"):
+    with pytest.raises(FileNotFoundError, match="run partseg eval again"):
         visualize(f"run={tmp_path}")
     with pytest.raises(ValueError, match="evaluator=oracle was not evaluated; there are"):
         visualize(f"run={evaluated}", "evaluator=oracle")
@@ -81,6 +81,20 @@ def test_confusion_is_shown_within_each_object(load):
     assert html.count("<table") == 2 and "<h3>dog</h3>" in html and "<h3>cat</h3>" not in html
     assert 'title="head as head: 50.0%"' in html and 'title="head as background: 20.0%"' in html
     assert 'title="head as other parts: 30.0%"' in html, "another object's and absent ones of its own"
+
+
+def test_small_parts_and_training_curves_are_shown(load, tmp_path):
+    tool = load("visualize_results")
+    one = tool.Scored(0, "a", 50.0, 60.0, parts=((0.02, 0.25), (0.03, 0.75), (0.5, 1.0)))
+    html = tool.by_size([one, tool.Scored(1, "b", 0.0, 0.0, parts=((0.5, 0.0),))])
+    assert "1-3 % (2)" in html and "10-100 % (2)" in html and html.count("50.0</span>") == 2
+    assert tool.training(tmp_path) == ""
+    records = [{"iteration": i, "train/loss": 1 / i} for i in (1, 2)]
+    records += [{"iteration": i, "oracle_obj/mIoU": 10.0 * i, "oracle_obj/pACC": 1.0} for i in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    html = tool.training(tmp_path)
+    assert html.count("<polyline") == 2 and "oracle_obj/mIoU 20" in html and "pACC" not in html
+    assert 'points="0.0,0.0 600.0,200.0"' in html, "the loss falls from the upper left to the lower right"
 
 
 def test_runs_are_compared_image_by_image(load, evaluated, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from partseg.labels import IGNORE_LABEL
-from partseg.utils.visualize import color_of, lab, legend, overlay, palette, save_png, tile
+from partseg.utils.heat import heat_picture, heat_scale, with_heat_bar
+from partseg.utils.visualize import color_of, lab, legend, named, overlay, palette, save_png, short, spots, tile
 from partseg.vocabulary.shipped import shipped
 
 GREY = np.full((8, 10, 3), 100, np.uint8)
@@ -104,3 +105,38 @@ def test_save_png_is_atomic(tmp_path):
         save_png(np.zeros((2, 2, 7), np.float64), path)
     assert [entry.name for entry in path.parent.iterdir()] == ["x.png"]
     assert (np.asarray(Image.open(path)) == GREY).all(), "a failed write leaves the old picture"
+
+
+def test_names_are_written_where_parts_are_widest():
+    labels = np.full((90, 120), IGNORE_LABEL, np.int32)
+    labels[10:60, 10:110] = 1
+    labels[70:72, :] = 0  # too thin for a line of text
+    found = spots(labels, 2)
+    assert list(found) == [1] and labels[found[1].row, found[1].column] == 1 and found[1].radius >= 20
+    plain = np.full((90, 120, 3), 100, np.uint8)
+    shown = named(plain, labels, ["cat's ear", "dog's head"])
+    changed = (shown != plain).any(-1)
+    assert changed.any() and (labels[changed] == 1).all()
+    assert short("dog's head") == "head" and short("the wheel") == "the wheel"
+    assert spots(np.full((4, 4), IGNORE_LABEL), 2) == {}
+
+
+def test_names_do_not_cover_each_other():
+    labels = np.full((40, 300), IGNORE_LABEL, np.int32)
+    labels[:, 100:150], labels[:, 150:200] = 0, 1
+    black = np.zeros((40, 300, 3), np.uint8)
+    long = named(black, labels, ["a name of some length", "another of that length"]) > 200
+    assert long[:, :120].any() and not long[:, 195:].any(), "the second has no room beside the first"
+    both = named(black, labels, ["ab", "cd"]) > 200
+    assert both[:, :150].any() and both[:, 150:].any()
+
+
+def test_maps_side_by_side_have_one_scale():
+    heats = [np.array([[0.0, 0.2]]), np.array([[0.1, 0.4]])]
+    scale = heat_scale(heats)
+    assert scale == (0.0, 0.4)
+    black = np.zeros((10, 20, 3), np.uint8)
+    weak, strong = (heat_picture(black, heat, scale=scale) for heat in heats)
+    assert weak.sum() < strong.sum() and heat_picture(black, heats[0], scale=(0.2, 0.2)).max() == 0
+    sheet = with_heat_bar(strong, scale)
+    assert sheet.shape[0] > strong.shape[0] and sheet.shape[1] >= strong.shape[1]

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from partseg.backbones.clip_vit import ClipBackbone
-from partseg.text.templates import NAMED, Templates
+from partseg.text.templates import Templates, texts_of
 
 AT_ONCE = 2048
 """Prompts per pass of the text tower: 80 texts of 1,000 classes at once would take 8 GB."""
@@ -18,7 +18,7 @@ AT_ONCE = 2048
 
 def part_templates(template: str) -> tuple[Templates, int]:
     """The texts of a template with "dog's head" for an object-part, or the words of a phrase; and how many they are."""
-    texts = NAMED.get(template, (template,))
+    texts = texts_of(template)
     named = [text.replace("{}", "{object}'s {part}") for text in texts]
     return Templates({"object_part": named, "object": texts, "part": texts}), len(texts)
 

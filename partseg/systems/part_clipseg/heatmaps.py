@@ -14,10 +14,10 @@ from torch import nn
 from partseg.geometry import to_tensor
 from partseg.labels import IGNORE_LABEL, resize_labels
 from partseg.losses.criterion import Criterion, loss_of
-from partseg.photo_prediction import heat_picture
 from partseg.structures import Batch
 from partseg.systems.part_clipseg.attention_maps import MaskAttention, masked_attention, smooth
 from partseg.systems.part_clipseg.losses import Enhancement, Separation
+from partseg.utils.heat import Scale, heat_picture
 from partseg.utils.visualize import overlay
 from partseg.vocabulary.names import Vocabulary
 
@@ -93,12 +93,13 @@ def cells(
     picture: LabelledPicture,
     columns: Sequence[tuple[str, Heatmaps]],
     *,
+    scale: Scale,
     parts: Sequence[str] = (),
     side: int = 224,
 ) -> list[tuple[UInt8[np.ndarray, "h w 3"], str]]:
     """(image, caption) row by row: the mask of a part, then its map in each named column. `parts` keeps those names."""
-    scale = side / max(picture.picture.size)
-    width, height = (max(1, round(n * scale)) for n in picture.picture.size)
+    factor = side / max(picture.picture.size)
+    width, height = (max(1, round(n * factor)) for n in picture.picture.size)
     image = np.asarray(picture.picture.resize((width, height)))
     labels = resize_labels(picture.object_part, (height, width))
     names = picture.vocabulary.object_parts
@@ -108,5 +109,5 @@ def cells(
             continue
         found.append((overlay(image, np.where(labels == label, label, IGNORE_LABEL), names), names[label]))
         for title, column in columns:
-            found.append((heat_picture(image, column.maps[row]), f"{title}: {column.peaks[row]:.3f}"))
+            found.append((heat_picture(image, column.maps[row], scale=scale), f"{title}: {column.peaks[row]:.3f}"))
     return found
