@@ -57,8 +57,10 @@ def partimagenet(
             word = classes.label_name_to_description(synset).split(",")[0] if synset in known else None
             size = {"height": image.get("height"), "width": image.get("width")}
             owner = labels.label_objects.index(labels.pairs[found[0].label][0])
-            about = {"annotations": tuple(found), "image_labels": (owner,), "class_name": word}
-            records.append(Record(stem, str(photos[stem]), **size, **about))
+            photo = str(photos[stem])
+            records.append(
+                Record(stem, photo, **size, annotations=tuple(found), image_labels=(owner,), class_name=word)
+            )
     skipped["image_without_annotations"] = len(data["images"]) - len(records)
     if any(skipped.values()):
         _log.warning("%s %s: left out: %s", name, split, skipped)

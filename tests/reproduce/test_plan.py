@@ -187,7 +187,7 @@ def test_rows_may_be_stages_of_a_recipe_or_what_a_tool_measures(root, tmp_path, 
         for seed in (1, 2):
             assert result_directory(table, row, seed=seed, protocol="segments", options=given) in folders, row.system
     last = next(job for job in todo if job.directory == tmp_path / "stages/seed2/open_parts_partimagenet/both_test")
-    config = compose("eval", last.command[2:])
+    config = compose("eval", last.command[4:])
     assert config.eval.split == ("val" if smoke else "test") and str(tmp_path / "data") in config.data_root or not smoke
 
 

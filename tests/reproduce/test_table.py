@@ -20,7 +20,7 @@ def test_every_table_of_the_paper_has_a_file_and_a_script(root):
 
 
 def test_every_cell_of_a_published_column_has_its_number(root):
-    """But the rows of systems that the paper does not have."""
+    """But the rows of systems that the paper of tables 1 to A8 does not have."""
     others = [path for name in ("ops", "vlpart") for path in (root / "scripts" / "tables").glob(f"{name}_table*.yaml")]
     assert len(others) == 13
     for path in [*table_files(root), *others]:
@@ -29,7 +29,7 @@ def test_every_cell_of_a_published_column_has_its_number(root):
             for column in table.columns:
                 if column.published is not None:
                     published = table.published_value(row, column) is not None
-                    assert published == (row.path != "none"), (path.name, row.system, column)
+                    assert published == (path in others or row.path != "none"), (path.name, row.system, column)
 
 
 def test_cat_seg_and_part_cat_seg_stand_in_the_tables_of_zero_shot_systems(root):
