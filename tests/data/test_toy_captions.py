@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import train_toy_clip
+from partseg.backbones.clip_layouts import OPEN_CLIP
 from partseg.backbones.clip_vit import ClipBackbone, clip_config
 from partseg.vocabulary.shipped import shipped
-from partseg.weights.sources import SHIPPED
+from partseg.weights.sources import SHIPPED, read_weights
 from toy_world import captions, writer
 from toy_world.captions import FILES, SIDE, Shown, caption, draw_crops, read_crops, write_crops
 
@@ -95,20 +96,23 @@ def test_a_short_training_writes_weights_that_load(tmp_path: Path, capsys: pytes
     assert (table[backbone.tokenizer.encode("zebra")] == 0).all(), "a word that was never read says nothing"
 
 
-def test_shipped_weights_are_those_of_the_readme_and_name_unseen_objects() -> None:
-    weights = resources.files("partseg.backbones") / "weights"
-    told = (weights / "README.md").read_text()
-    assert hashlib.sha256((weights / "partseg-toy.npz").read_bytes()).hexdigest() in told
-    clip = open_clip.CLIP(**clip_config("partseg-toy"))
-    backbone = ClipBackbone("partseg-toy", pretrained=SHIPPED, feature_blocks=(3,))
-    clip.load_state_dict(backbone.clip.state_dict())
+@pytest.mark.parametrize("name", ["partseg-toy", "partseg-tiny-rn"])
+def test_shipped_weights_are_those_of_the_readme_and_name_unseen_objects(name: str) -> None:
+    weights = Path(str(resources.files("partseg.backbones"))) / "weights"
+    content = (weights / f"{name}.npz").read_bytes()
+    assert hashlib.sha256(content).hexdigest() in (weights / "README.md").read_text() and len(content) < 5e6
+    clip = open_clip.CLIP(**clip_config(name))
+    found = read_weights(SHIPPED, layouts=(OPEN_CLIP,), clip_name=name)
+    assert found.quick_gelu
+    clip.load_state_dict(found.state)
     images, shown = zip(*draw_crops(WORDS, seed=9, stream="val", count=60))
-    found = train_toy_clip.zero_shot(clip, torch.from_numpy(np.stack(images)), shown, WORDS)
-    assert found["object_unseen"] >= 80 and found["part_unseen"] >= 50
+    accuracy = train_toy_clip.zero_shot(clip, torch.from_numpy(np.stack(images)), shown, WORDS)
+    assert accuracy["object_unseen"] >= 80 and accuracy["part_unseen"] >= 50
 
 
 def test_no_weights_are_shipped_for_other_towers() -> None:
     with pytest.raises(
-        ValueError, match=r"ships no 'synthetic' weights for 'partseg-tiny-16'; it does for partseg-toy"
+        ValueError,
+        match=r"ships no 'synthetic' weights for 'partseg-tiny-16'; it does for partseg-tiny-rn, partseg-toy",
     ):
         ClipBackbone("partseg-tiny-16", pretrained=SHIPPED, feature_blocks=(3,))
