@@ -123,7 +123,7 @@ def test_a_wheel_trains_the_toy_in_a_foreign_folder(tmp_path):
     subprocess.run([program, "eval", "ckpt=output/one", "launch.num_gpus=0"], cwd=work, env=plain, check=True)
     assert (work / "output" / "one" / "results.json").is_file()
     stage = {"kind": "train", "experiment": "part_clipseg_toy_pascal_part_116"}
-    stages = {"one": {**stage, "overrides": ["debug=smoke", *small[:-1]]}}
+    stages = {"one": {**stage, "overrides": ["debug=smoke", "init_from=null", *small[:-1]]}}
     (work / "study.yaml").write_text(json.dumps({"stages": stages}))
     subprocess.run([program, "recipe", "study.yaml"], cwd=work, env=plain, check=True)
     assert (work / "output" / "stages" / "study" / "one" / "results.json").is_file()
