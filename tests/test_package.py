@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import partseg
-from partseg.__main__ import COMMANDS, run, usage
+from partseg.__main__ import COMMANDS, UNUSED, run, usage
 from toy_world.writer import ToyOptions, write_toy
 
 ROOT = Path(__file__).parents[1]
@@ -51,12 +51,13 @@ def test_a_wrong_command_names_the_others():
     )
 
 
-def test_wandb_is_not_imported_by_the_way(monkeypatch):
-    """timm would, where open_clip is imported; what a user asks for later finds it."""
+@pytest.mark.parametrize("name", UNUSED)
+def test_what_open_clip_brings_is_not_imported_by_the_way(monkeypatch, name):
+    """While a command is imported it is not to be found; what a user asks for later finds it."""
     seen = []
-    command = SimpleNamespace(command=lambda: seen.append(sys.modules.get("wandb", "to be found")) or 0)
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    monkeypatch.setattr("partseg.__main__.import_module", lambda name: seen.append(sys.modules["wandb"]) or command)
+    command = SimpleNamespace(command=lambda: seen.append(sys.modules.get(name, "to be found")) or 0)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr("partseg.__main__.import_module", lambda _: seen.append(sys.modules[name]) or command)
     monkeypatch.setattr(sys, "argv", ["partseg predict", "ckpt=x"])
     with pytest.raises(SystemExit, match="0"):
         run("predict")
