@@ -38,6 +38,8 @@ COMMANDS = {
     "convert": "convert_weights",
     "recipe": "run_stages",
 }
+UNUSED = ("timm", "transformers", "wandb")
+"""What open_clip imports where it is there, for towers that are not ours; who needs one of them imports it later."""
 HELP = ("-h", "--help", "help")
 
 
@@ -65,15 +67,15 @@ def run(name: str) -> NoReturn:
 
 
 def _module(name: str) -> ModuleType:
-    """The command's module. timm, which open_clip imports, would bring wandb: 0.7 s of processor time for nothing."""
-    hide = "wandb" not in sys.modules
-    if hide:
-        sys.modules["wandb"] = None  # type: ignore[assignment]
+    """The command's module, imported as if UNUSED were not installed."""
+    hidden = [each for each in UNUSED if each not in sys.modules]
+    for each in hidden:
+        sys.modules[each] = None  # type: ignore[assignment]
     try:
         return import_module(f"partseg.commands.{COMMANDS[name]}")
     finally:
-        if hide:
-            del sys.modules["wandb"]
+        for each in hidden:
+            del sys.modules[each]
 
 
 def usage(name: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import partseg
-from partseg.__main__ import COMMANDS, run, usage
+from partseg.__main__ import COMMANDS, UNUSED, run, usage
 from toy_world.writer import ToyOptions, write_toy
 
 ROOT = Path(__file__).parents[1]
@@ -51,12 +51,13 @@ def test_a_wrong_command_names_the_others():
     )
 
 
-def test_wandb_is_not_imported_by_the_way(monkeypatch):
-    """timm would, where open_clip is imported; what a user asks for later finds it."""
+@pytest.mark.parametrize("name", UNUSED)
+def test_what_open_clip_brings_is_not_imported_by_the_way(monkeypatch, name):
+    """While a command is imported it is not to be found; what a user asks for later finds it."""
     seen = []
-    command = SimpleNamespace(command=lambda: seen.append(sys.modules.get("wandb", "to be found")) or 0)
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    monkeypatch.setattr("partseg.__main__.import_module", lambda name: seen.append(sys.modules["wandb"]) or command)
+    command = SimpleNamespace(command=lambda: seen.append(sys.modules.get(name, "to be found")) or 0)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr("partseg.__main__.import_module", lambda _: seen.append(sys.modules[name]) or command)
     monkeypatch.setattr(sys, "argv", ["partseg predict", "ckpt=x"])
     with pytest.raises(SystemExit, match="0"):
         run("predict")
@@ -123,7 +124,7 @@ def test_a_wheel_trains_the_toy_in_a_foreign_folder(tmp_path):
     subprocess.run([program, "eval", "ckpt=output/one", "launch.num_gpus=0"], cwd=work, env=plain, check=True)
     assert (work / "output" / "one" / "results.json").is_file()
     stage = {"kind": "train", "experiment": "part_clipseg_toy_pascal_part_116"}
-    stages = {"one": {**stage, "overrides": ["debug=smoke", *small[:-1]]}}
+    stages = {"one": {**stage, "overrides": ["debug=smoke", "init_from=null", *small[:-1]]}}
     (work / "study.yaml").write_text(json.dumps({"stages": stages}))
     subprocess.run([program, "recipe", "study.yaml"], cwd=work, env=plain, check=True)
     assert (work / "output" / "stages" / "study" / "one" / "results.json").is_file()
