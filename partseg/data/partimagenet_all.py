@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,8 @@ def partimagenet(
             word = classes.label_name_to_description(synset).split(",")[0] if synset in known else None
             size = {"height": image.get("height"), "width": image.get("width")}
             owner = labels.label_objects.index(labels.pairs[found[0].label][0])
-            about = {"annotations": tuple(found), "image_labels": (owner,), "class_name": word}
-            records.append(Record(stem, str(photos[stem]), **size, **about))
+            labelled = Record(stem, str(photos[stem]), **size, annotations=tuple(found), image_labels=(owner,))
+            records.append(replace(labelled, class_name=word))
     skipped["image_without_annotations"] = len(data["images"]) - len(records)
     if any(skipped.values()):
         _log.warning("%s %s: left out: %s", name, split, skipped)
