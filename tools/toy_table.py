@@ -171,7 +171,9 @@ def _table(heads: Sequence[str], rows: Mapping[str, np.ndarray], names: Mapping[
 
 
 def _cell(mean: float, error: float, sign: str = "") -> str:
-    return "" if np.isnan(mean) else f"{mean:{sign}.1f} ± {error:.1f}"
+    if np.isnan(mean):
+        return ""
+    return f"{mean:{sign}.1f}" + ("" if np.isnan(error) else f" ± {error:.1f}")  # one seed has no error
 
 
 def _costs(runs: Mapping[str, Mapping[str, Run]]) -> list[str]:
