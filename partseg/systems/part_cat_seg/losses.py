@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from partseg.losses.term import LossInputs, compute_dtype, share_of
 from partseg.structures import Batch
+from partseg.vocabulary.tables import on_device
 
 EPS = 1e-10
 
@@ -41,8 +43,9 @@ class Compositional:
         dtype = compute_dtype(found.pairs)
         objects = found.objects.to(dtype).softmax(1) + EPS
         pairs = found.pairs.to(dtype).softmax(1) + EPS
-        owners = torch.as_tensor(inputs.batch.vocabulary.object_of.copy(), device=pairs.device)
-        owners = torch.cat([owners, owners.new_tensor([objects.shape[1] - 1])])
+        words = inputs.batch.vocabulary
+        make = lambda: np.append(words.object_of, words.num_objects)  # noqa: E731
+        owners = on_device(words, "owners, background last", device=pairs.device, make=make)
         summed = torch.zeros_like(objects).index_add(1, owners, pairs)
         cells = objects.shape[2] * objects.shape[3]
         return self._divergence(summed, objects).sum() * (share_of(counts["images"]) / cells).to(dtype)
