@@ -26,6 +26,9 @@ from partseg.vocabulary.names import Vocabulary
 
 BACKGROUND = "background"
 COCO_INFO = {"description": "parts predicted by partseg"}
+FEWEST_ROWS = 12
+"""Lines of a legend before it gets a second column, beside a photo that is not as high."""
+
 _NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
 
 
@@ -158,7 +161,7 @@ class PhotoPrediction:
         shown = visualize.overlay(image, labels, self.names[:-1], alpha=alpha)
         shown = visualize.named(shown, labels, self.names[:-1])
         names = [self.names[label] for label in self.found] or ["nothing found"]
-        rows = max(1, shown.shape[0] // 20)
+        rows = max(FEWEST_ROWS, shown.shape[0] // 20)
         colors = visualize.palette(self.names[:-1])
         shown_colors = [colors[label] for label in self.found] or [(255, 255, 255)]
         legend = visualize.legend(names, columns=-(-len(names) // rows), font_size=14, colors=shown_colors)

@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from partseg.labels import IGNORE_LABEL
+from partseg.photo_prediction import PhotoPrediction
 from partseg.utils.heat import heat_picture, heat_scale, with_heat_bar
 from partseg.utils.visualize import color_of, lab, legend, named, overlay, palette, save_png, short, spots, tile
+from partseg.vocabulary.phrases import Phrases
 from partseg.vocabulary.shipped import shipped
 
 GREY = np.full((8, 10, 3), 100, np.uint8)
@@ -140,3 +142,12 @@ def test_maps_side_by_side_have_one_scale():
     assert weak.sum() < strong.sum() and heat_picture(black, heats[0], scale=(0.2, 0.2)).max() == 0
     sheet = with_heat_bar(strong, scale)
     assert sheet.shape[0] > strong.shape[0] and sheet.shape[1] >= strong.shape[1]
+
+
+def test_the_legend_of_a_small_photo_is_no_ribbon():
+    words = Phrases.of([f"word {i}" for i in range(60)])
+    labels = np.arange(64 * 64).reshape(64, 64) % 60
+    image = np.zeros((64, 64, 3), np.uint8)
+    found = PhotoPrediction(labels, image, words, words.texts, "a", "a.jpg", "pred_all")
+    height, width, _ = found.picture().shape
+    assert width < 4 * height
