@@ -55,7 +55,7 @@ def trainable_table(model: nn.Module) -> str:
 
 
 def module_of(name: str) -> str:
-    """The module a parameter is reported under: the image and the text tower apart, otherwise the first word."""
+    """The module a parameter is reported under: CLIP's two towers apart, otherwise the first word of its name."""
     if name.startswith("backbone.clip.visual."):
         return "image tower"
     if name.startswith("backbone.clip."):

@@ -116,6 +116,8 @@ def test_peak_of_an_evaluated_image_and_drawn_texts(monkeypatch):
     monkeypatch.setattr(ClipBackbone, "encode_tokens", lambda *_: pytest.fail("a prompt was encoded"))
     image = evaluated_image(config, 20, clock=Clock(torch.device("cpu")))
     assert image.network().object_part.shape[0] == 21
+    with pytest.raises(ValueError, match="bench.draw_texts=true, but the text tower trains"):
+        draw_texts(image.prepared.model, training=True)
     with pytest.raises(ValueError, match="bench.draw_texts is for systems with CLIP's text tower, not Linear"):
         draw_texts(nn.Linear(1, 1))
 

@@ -9,6 +9,7 @@ import pytest
 from partseg.reproduce.table import load_table
 
 TABLES = [f"table{n}" for n in (*range(1, 8), "A4", "A5", "A6", "A7", "A8")]
+TABLES += [f"successors_{name}" for name in ("pascal_part_116", "ade20k_part_234", "partimagenet_40")]
 
 
 def start(root, *arguments):

@@ -26,6 +26,7 @@ from partseg.systems.cris.weights import OFFICIAL
 from partseg.text.encoder import _tell_bytes
 from partseg.vocabulary.names import Vocabulary
 from partseg.vocabulary.phrases import Phrases
+from partseg.weights.freeze import trainable_table
 from partseg.weights.load import export_weights, load_weights
 
 ROOT = Path(__file__).parents[2]
@@ -247,6 +248,11 @@ def test_numbers_of_parameters_are_the_papers():
         model = Cris(ClipResNet("RN50-quickgelu"))
     counts = [sum(p.numel() for p in module.parameters()) for module in (model.neck, model.decoder, model.projector)]
     assert [round(count / 1e6, 1) for count in counts] == [24.1, 12.6, 6.0]
+    lines = trainable_table(model).splitlines()[1:]
+    rows = {line.split("  ")[0]: int(line.split()[-1].replace(",", "")) for line in lines}
+    connector = sum(p.numel() for p in model.backbone.connect.parameters())
+    assert rows["backbone"] == connector, "what joins the towers is part of neither"
+    assert rows["text tower"] == sum(p.numel() for n, p in model.backbone.clip.named_parameters() if "visual." not in n)
 
 
 def test_public_weights_load_by_name(build, tmp_path):

@@ -168,7 +168,7 @@ def evaluated_image(config: DictConfig, num_classes: int | None, *, clock: Clock
 
 
 def draw_texts(model: nn.Module, *, training: bool = False) -> None:
-    """Random features in place of encoded prompts: 1,000 classes in 80 texts take a CPU a quarter of an hour."""
+    """Random features in place of encoded prompts, which are 80,000 for 1,000 classes in 80 texts."""
     tower = getattr(model, "backbone", None)
     if not isinstance(tower, ClipBackbone):
         raise ValueError(f"bench.draw_texts is for systems with CLIP's text tower, not {type(model).__name__}")
