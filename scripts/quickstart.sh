@@ -21,7 +21,7 @@ python tools/toy_baselines.py "${settings[@]}"
 step "3/5 training"
 python tools/train_net.py "${settings[@]}"
 step "4/5 evaluation"
-if [ -f "$run/results.json" ] && [ "$run/results.json" -nt "$run/checkpoints/latest.pt" ]; then
+if [ -d "$run/predictions" ] && [ -f "$run/results.json" ] && [ "$run/results.json" -nt "$run/checkpoints/latest.pt" ]; then
     echo "$run/results.json: evaluated before, kept"
 else
     python tools/eval_net.py "${settings[@]}" "ckpt=$run" save_predictions=true

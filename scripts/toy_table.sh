@@ -65,7 +65,7 @@ train() { # one system and seed, unless its last checkpoint is there
 score() { # one system and seed: train what it is made of, then evaluate, unless the result is there
     local system=$1 seed=$2; shift 2
     local run=$out/$system/seed$seed from=$system settings=()
-    if [ -f "$run/results.json" ]; then echo "$run: finished before, kept"; return; fi
+    if [ -f "$run/scored" ]; then echo "$run: finished before, kept"; return; fi
     mkdir -p "$run"
     if [ -n "${scored[$system]:-}" ]; then
         read -r from settings <<<"${scored[$system]}"
@@ -74,6 +74,7 @@ score() { # one system and seed: train what it is made of, then evaluate, unless
     if train "$from" "$seed" "$@" &&
         python tools/eval_net.py "ckpt=$out/$from/seed$seed" "output=$run" data_root=data eval.batch_size=10 \
             eval.num_workers=0 "${settings[@]}" >>"$run/console.txt" 2>&1; then
+        touch "$run/scored"
         echo "$run: done"
     else
         echo "$run: FAILED, see $run/console.txt" >&2
