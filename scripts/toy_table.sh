@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every system on the synthetic data, and PartCLIPSeg without one term at a time: three seeds each, one table, one figure.
 # usage: bash scripts/toy_table.sh [overrides for every training, e.g. optimizer.lr=5e-4]
-# All trainings see as many pictures: IMAGES=3200 (with repetition), as in docs/toy_results.md.
+# All trainings see as many pictures: IMAGES=1600 (with repetition), as in docs/toy_results.md.
 # SYSTEMS="part_clipseg cat_seg" only these; SEEDS="1 2 3 4 5" more seeds; JOBS=2 runs at a time, each on one core;
 # OUT=output/toy_table where runs go.
 # Finished runs are skipped, so a stopped table goes on where it was. Runs of other overrides need another OUT.
@@ -12,7 +12,7 @@ source scripts/env.sh plot
 out=${OUT:-output/toy_table}
 seeds=${SEEDS:-1 2 3}
 jobs=${JOBS:-2}
-images=${IMAGES:-3200}
+images=${IMAGES:-1600}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 sep=criterion.terms.separation.weight

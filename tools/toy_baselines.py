@@ -15,7 +15,8 @@ from rich.progress import track
 
 from partseg.data.dataset import PartSegDataset
 from partseg.data.loader import build_eval_loader
-from partseg.engine.build import evaluation_set
+from partseg.engine.build import evaluation_set, start_weights
+from partseg.engine.checkpoint import init_from
 from partseg.engine.run import plain
 from partseg.evaluation import results, runner
 from partseg.evaluation.baselines import label_with, most_frequent_parts, whole_objects
@@ -87,9 +88,11 @@ def whole_object(cfg: DictConfig, dataset: PartSegDataset) -> tuple[dict[str, Re
 
 
 def untrained(cfg: DictConfig, dataset: PartSegDataset) -> tuple[dict[str, Result], dict[str, Any]]:
-    """The network with the random weights that training starts from."""
+    """The network that training starts from."""
     env.seed_everything(cfg.seed)
     model = instantiate(cfg.model)
+    for source in start_weights(cfg):
+        init_from(model, source)
     loader = build_eval_loader(dataset, batch_size=cfg.eval.batch_size, num_workers=0, rank=0, world_size=1)
     batches = track(loader, "untrained network", total=-(-len(dataset) // cfg.eval.batch_size), console=CONSOLE)
     with torch.inference_mode():
