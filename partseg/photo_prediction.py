@@ -108,10 +108,10 @@ class PhotoPrediction:
     def by_instance(self) -> tuple[Int[np.ndarray, "h w"], tuple[str, ...]]:
         """Label map and names ("car's wheel 2 (0.81)") of single instances: parts over objects, better ones on top.
 
-        Those of the classes where the system names no instances.
+        Those of the classes where the system finds no instances, or has no names for them.
         """
-        named = [s for s in self.instances or () if s.label >= 0]
-        if not named or not isinstance(self.words, Vocabulary):
+        named = self.instances or ()
+        if not named or any(s.label < 0 for s in named) or not isinstance(self.words, Vocabulary):
             return self.labels, self.classes
         numbers = [sum(other.name == s.name for other in named[:i]) + 1 for i, s in enumerate(named)]
         labels = np.full(self.labels.shape, len(named), np.int32)

@@ -71,8 +71,6 @@ def object_map(request: Request, photo: Photo, words: Words, protocol: str, *, n
     objects = np.full(photo.size, BACKGROUND_LABEL, np.int32)
     for each, mask in masks:
         inside = np.ones(photo.size, bool) if mask is None else _mask_array(mask, photo)
-        if not inside.any():
-            raise ValueError(f"{photo.name}: the object mask of {each!r} is empty: leave the photo out, or mark it")
         if needs_object and inside.all():
             given = "there is no object mask" if mask is None else "the object mask covers the whole photo"
             raise ValueError(
@@ -81,6 +79,9 @@ def object_map(request: Request, photo: Photo, words: Words, protocol: str, *, n
                 "model.aware_after=false)"
             )
         objects[inside] = words.object_id(each)
+    if (objects == BACKGROUND_LABEL).all():
+        names = ", ".join(repr(each) for each, _ in masks)
+        raise ValueError(f"{photo.name}: the object mask of {names} is empty: leave the photo out, or mark it")
     return objects
 
 

@@ -274,7 +274,7 @@ def test_a_stub_trains_evaluates_and_predicts(kind, world, tmp_path, load):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(photos / "a.png")
     masks = tmp_path / "masks"
     masks.mkdir()
-    Image.fromarray(np.full((40, 50), 255, np.uint8)).save(masks / "a.png")
+    Image.fromarray(np.repeat(np.uint8([[255, 0]]), 25, axis=1).repeat(40, axis=0)).save(masks / "a.png")
     options = predict.Options(run, (str(photos),), output=tmp_path / "out", plugins=("stub_systems",), device="cpu")
     if kind == "ProposalStub":
         options = replace(options, protocol="oracle_obj", masks=masks)

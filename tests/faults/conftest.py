@@ -20,7 +20,7 @@ import torch
 from toy_world.writer import ToyOptions, write_toy
 
 ROOT = Path(__file__).parents[2]
-TIMES = ("train/seconds_per_step", "train/images_per_second", "train/data_share")
+COSTS = ("train/seconds_per_step", "train/images_per_second", "train/data_share", "train/memory_gib")
 
 
 @pytest.fixture(scope="session")
@@ -142,7 +142,7 @@ def records() -> Callable[[Path], list[dict]]:
 
     def read(directory: Path) -> list[dict]:
         lines = (directory / "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+        return [{k: v for k, v in json.loads(line).items() if k not in COSTS} for line in lines]
 
     return read
 

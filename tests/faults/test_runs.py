@@ -14,6 +14,7 @@ import torch
 
 from partseg.engine.checkpoint import load, load_model
 from partseg.engine.writers import JsonlWriter
+from partseg.evaluation import runner
 from partseg.utils.config import compose
 
 
@@ -92,7 +93,7 @@ def test_an_evaluation_that_a_kill_took_comes_first(
         if moment == "in the report":
             patch_in(JsonlWriter, "scalars", in_the_report, monkeypatch=patched)
         else:
-            patch_in(train_net, "evaluate", act, after=moment == "after", monkeypatch=patched)
+            patch_in(runner, "run", act, after=moment == "after", monkeypatch=patched)
         killed = start(train_net.main, settings)
         assert killed.wait() == -signal.SIGKILL, killed.output
     assert load(run)["iteration"] == 2 * count and evaluations(records(run)) == [2, 4, 6][: count - 1]
@@ -195,7 +196,7 @@ def test_a_resume_that_is_refused_changes_nothing(train_net, settings, finished,
 
 def test_two_runs_in_one_folder_are_refused(train_net, start, settings, run, state_of, whole, wait_for, patch_in):
     release = run.parent / "go"
-    patch_in(train_net, "evaluate", lambda *_, **__: wait_for(release.exists))
+    patch_in(runner, "run", lambda *_, **__: wait_for(release.exists))
     first = start(train_net.main, settings)
     wait_for((run / "metrics.jsonl").exists)
     second = start(train_net.main, settings)

