@@ -217,7 +217,7 @@ def figure(scores: Scores, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    labels = {**ABLATION, **SYSTEMS}
+    labels = {**SYSTEMS, **ABLATION}
     shown = [name for name in labels if name in scores]
     drawing, panels = plt.subplots(1, 2, figsize=(11, 0.5 * len(shown) + 1.6), sharey=True)
     places = np.arange(len(shown))
