@@ -35,7 +35,7 @@ from rich.console import Console
 from torch import Tensor
 
 from partseg.backbones.clip_vit import clip_config, text_features
-from partseg.text.encoder import tokenize
+from partseg.text.encoder import clip_tokenizer, tokenize
 from partseg.utils import arguments
 from partseg.utils.files import write_atomic
 from partseg.vocabulary.names import Vocabulary
@@ -170,7 +170,7 @@ def normalised(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
 
 def encode(clip: open_clip.CLIP, texts: Sequence[str]) -> Float[Tensor, "N D"]:
     """Normalised features of texts."""
-    tokens = tokenize(open_clip.tokenizer.SimpleTokenizer(), texts, context_length=clip.context_length)
+    tokens = tokenize(clip_tokenizer(), texts, context_length=clip.context_length)
     return F.normalize(text_features(clip, tokens), dim=-1)
 
 
@@ -214,7 +214,7 @@ def _guesses(clip: open_clip.CLIP, crops: UInt8[Tensor, "N S S 3"], texts: Float
 @torch.no_grad()
 def _forget_others(clip: open_clip.CLIP, met: set[str]) -> None:
     """Zero the embeddings of tokens that no caption held: a word that was never read says nothing."""
-    read = tokenize(open_clip.tokenizer.SimpleTokenizer(), sorted(met), context_length=clip.context_length).unique()
+    read = tokenize(clip_tokenizer(), sorted(met), context_length=clip.context_length).unique()
     unread = torch.ones(clip.vocab_size, dtype=torch.bool)
     unread[read] = False
     clip.token_embedding.weight[unread] = 0
