@@ -61,9 +61,10 @@ def run(main: Callable[[OptionsT], int], options: type[OptionsT], usage: str | N
     """Entry of a tool: parse the command line, call `main`, show user errors as one line; returns the exit code."""
     arguments = without_debug(sys.argv[1:])
     needs = any(field.default is dataclasses.MISSING for field in dataclasses.fields(options))  # type: ignore[arg-type]
-    if (needs and not arguments) or (arguments and arguments[0] in ("-h", "--help", "help")):
+    asked = bool(arguments) and (arguments[0] == "help" or not {"-h", "--help"}.isdisjoint(arguments))
+    if asked or (needs and not arguments):
         print((usage or "").strip())  # noqa: T201  the help text is the tool's output
-        return 0 if arguments else 2
+        return 0 if asked else 2
     if isinstance(sys.stdout, TextIOWrapper):  # a file name or class may have characters that the terminal lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from partseg.utils.arguments import parse
+from partseg.utils.arguments import parse, run
 
 
 @dataclass(frozen=True)
@@ -42,3 +42,10 @@ def test_three_spellings(arguments):
 def test_what_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         parse(Options, arguments)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"], ["a", "--help"]])
+def test_help_wherever_it_is_asked(arguments, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tool.py", *arguments])
+    assert run(lambda options: pytest.fail("ran"), Options, "how to use it") == 0
+    assert capsys.readouterr().out == "how to use it\n"
