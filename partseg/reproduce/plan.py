@@ -26,6 +26,7 @@ from partseg.utils.places import checkout_file, slurm_script
 PROTOCOLS = ("pred_all", "oracle_obj")
 TOY = "toy_"
 SMOKE_DATASET = f"{TOY}pascal_part_116"
+SMOKE_CLASSES = 116
 SMOKE_OVERRIDES = (
     f"dataset={SMOKE_DATASET}",
     "init_from=null",
@@ -168,7 +169,7 @@ def shrunk(experiment: str, options: Options) -> list[str]:
 
 
 def small_overrides(overrides: Sequence[str]) -> list[str]:
-    """Overrides as a smoke run can take them: the drawn data set has no other split, folder or outlined instances."""
+    """Overrides as a smoke run takes them: the drawn data set has one split, folder, vocabulary, kind of instances."""
     toys = stems([config_dir()], "dataset")
     found = []
     for override in overrides:
@@ -182,6 +183,8 @@ def small_overrides(overrides: Sequence[str]) -> list[str]:
             found.append(f"{key}={toy or SMOKE_DATASET}")
         elif key in ("eval.instances", "augmentation.instances"):
             found.append(f"{key}=classes")
+        elif key == "model.shape.classes":
+            found.append(f"{key}={SMOKE_CLASSES}")
         else:
             found.append(override)
     return found

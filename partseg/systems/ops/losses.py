@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from partseg.losses.term import LossInputs, share_of
-from partseg.structures import INSTANCE_LEVELS, Batch
+from partseg.structures import INSTANCE_LEVELS, Batch, Instances
 from partseg.systems.ops.clustering import kmeans, on_grid, solidity
 from partseg.systems.ops.mask2former import import_transformers
 
@@ -42,14 +42,14 @@ class Matching:
     oversample: float = 3.0
     uncertain_share: float = 0.75
 
-    def criterion(self) -> nn.Module:
+    def criterion(self, classes: int) -> nn.Module:
         """transformers' matcher and losses."""
         transformers = import_transformers()
         from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
         config = transformers.Mask2FormerConfig(
             backbone_config=transformers.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"]),
-            num_labels=1,
+            num_labels=classes,
             class_weight=self.class_cost,
             mask_weight=self.mask_cost,
             dice_weight=self.dice_cost,
@@ -62,7 +62,7 @@ class Matching:
 
 
 class SetLoss:
-    """One of three terms over all prediction sets: `class` (cross-entropy of part and none), `mask` (BCE), `dice`.
+    """One of three terms over all prediction sets: `class` (cross-entropy of parts and none), `mask` (BCE), `dice`.
 
     Terms with the same `matching` share one assignment. Sums are divided as in Mask2Former, `class` by the weights of
     all queries of labelled images, the others by the number of parts.
@@ -78,7 +78,7 @@ class SetLoss:
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Parts, and images that have some."""
-        numbers = [len(masks) for masks in _part_masks(batch)]
+        numbers = [len(parts) for parts in _parts(batch)]
         values = {"parts": sum(numbers), "labelled": sum(number > 0 for number in numbers)}
         return {key: torch.tensor(v, dtype=torch.float64, device=batch.images.device) for key, v in values.items()}
 
@@ -97,28 +97,42 @@ class SetLoss:
         return counts["parts"] + self.matching.no_object * (counts["labelled"] * queries - counts["parts"])
 
 
-def _part_masks(batch: Batch) -> list[Bool[Tensor, "n H W"]]:
-    """Masks of the annotated parts of each image."""
+def _parts(batch: Batch) -> list[Instances]:
+    """The annotated parts of each image that have a mask."""
     if batch.instances is None:
         raise ValueError("OPS is trained on instances: set augmentation.instances=classes (or annotated)")
     part = INSTANCE_LEVELS.index("object_part")
-    return [each.masks[(each.level == part) & each.has_mask] for each in batch.instances]
+    return [each.select((each.level == part) & each.has_mask) for each in batch.instances]
+
+
+def _labels(parts: Instances, classes: int) -> Int[Tensor, " n"]:
+    """Zeros for a network that knows one class, else the parts' own."""
+    if classes == 1:
+        return torch.zeros_like(parts.label)
+    foreign = [label for label in parts.label.tolist() if not 0 <= label < classes]
+    if foreign:
+        raise ValueError(
+            f"model.shape.classes={classes}, but a part has label {foreign[0]} (-1: no name); "
+            "give the number of object-parts in training, or 1 for parts without names"
+        )
+    return parts.label
 
 
 def _set_losses(inputs: LossInputs, matching: Matching) -> dict[What, Tensor] | None:
     """The three losses of the micro-batch by itself, each summed over the prediction sets; None without any part."""
-    masks = _part_masks(inputs.batch)
-    rows = [i for i, each in enumerate(masks) if len(each)]
+    parts = _parts(inputs.batch)
+    rows = [i for i, each in enumerate(parts) if len(each)]
     if not rows:
         return None
-    targets = [masks[i].float() for i in rows]
-    labels = [torch.zeros(len(each), dtype=torch.long, device=each.device) for each in targets]
+    targets = [parts[i].masks.float() for i in rows]
+    classes = inputs.outputs.classes[0].shape[2] - 1
+    labels = [_labels(parts[i], classes).long() for i in rows]
     sets = [
         {"class_queries_logits": c[rows].float(), "masks_queries_logits": m[rows].float()}
         for c, m in zip(inputs.outputs.classes, inputs.outputs.masks)
     ]
     with _draws(inputs.batch):
-        criterion = matching.criterion().to(targets[0].device)
+        criterion = matching.criterion(classes).to(targets[0].device)
         found = criterion(**sets[-1], mask_labels=targets, class_labels=labels, auxiliary_predictions=sets[:-1])
     return {
         what: torch.stack([value for key, value in found.items() if key.startswith(name)]).sum()

@@ -17,7 +17,8 @@ class Mask2FormerShape:
     """Sizes of the network; the defaults are the paper's, Mask2Former's for COCO instances with a ResNet-50.
 
     `decoder_layers` are layers: there is one prediction more, by the learned queries alone. `frozen_norms` keeps the
-    statistics of pretrained weights; without such weights the norms have to train.
+    statistics of pretrained weights; without such weights the norms have to train. `classes` is 1 for parts without
+    names; with the number of object-parts the network is the "class-aware" one of the paper's table 1.
     """
 
     stem: int = 64
@@ -29,6 +30,7 @@ class Mask2FormerShape:
     decoder_layers: int = 9
     hidden: int = 2048
     queries: int = 100
+    classes: int = 1
     frozen_norms: bool = True
 
 
@@ -42,7 +44,7 @@ def import_transformers() -> Any:
 
 
 def build(shape: Mask2FormerShape, *, channels: int) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
-    """Backbone, pixel decoder, query decoder and class head (part, no part)."""
+    """Backbone, pixel decoder, query decoder and class head (parts, no part)."""
     transformers = import_transformers()
     stages = list(shape.stages)
     resnet = transformers.ResNetConfig(
@@ -69,7 +71,7 @@ def build(shape: Mask2FormerShape, *, channels: int) -> tuple[nn.Module, nn.Modu
             num_attention_heads=shape.heads,
             dim_feedforward=shape.hidden,
             num_queries=shape.queries,
-            num_labels=1,
+            num_labels=shape.classes,
         )
         whole = transformers.Mask2FormerForUniversalSegmentation(config)
     finally:
@@ -80,7 +82,7 @@ def build(shape: Mask2FormerShape, *, channels: int) -> tuple[nn.Module, nn.Modu
 
 
 def predictions(decoder: nn.Module, head: nn.Module, levels: list[Tensor], features: Tensor) -> tuple[Any, Any]:
-    """Class logits [B, Q, 2] and mask logits [B, Q, h, w] of the learned queries and after every layer."""
+    """Class logits [B, Q, classes + 1] and mask logits [B, Q, h, w] of the learned queries and after every layer."""
     found = decoder(multi_scale_features=levels, mask_features=features, output_hidden_states=True)
     classes = tuple(head(state.transpose(0, 1)) for state in found.intermediate_hidden_states)
     return classes, tuple(found.masks_queries_logits)

@@ -37,7 +37,7 @@ INSIDE, OUTSIDE = (255 - 128) / 128, -1.0
 class OpsOutputs:
     """Predictions of the learned queries, then after every layer; mask features, and where the object is."""
 
-    classes: tuple[Float[Tensor, "B Q 2"], ...]
+    classes: tuple[Float[Tensor, "B Q C"], ...]
     masks: tuple[Float[Tensor, "B Q h w"], ...]
     features: Float[Tensor, "B D h w"]
     inside: Bool[Tensor, "B H W"]
@@ -231,10 +231,10 @@ class Ops(nn.Module):
         return cuts
 
     def _read(
-        self, classes: Float[Tensor, "Q 2"], masks: Float[Tensor, "Q h w"], region: Region, padded: Size, size: Size
+        self, classes: Float[Tensor, "Q C"], masks: Float[Tensor, "Q h w"], region: Region, padded: Size, size: Size
     ) -> tuple[Bool[Tensor, "n h w"], Float[Tensor, " n"]]:
-        """The `top` masks by class probability; scores are that times the mean probability inside the mask."""
-        probability, best = classes.float().softmax(-1)[:, 0].topk(min(self.top, len(classes)))
+        """The `top` masks by their best class; scores are its probability times the mean probability in the mask."""
+        probability, best = classes.float().softmax(-1)[:, :-1].amax(-1).topk(min(self.top, len(classes)))
         top, left, height, width = region
         full = torch.empty(len(best), *size, dtype=torch.bool, device=masks.device)
         scores = torch.empty_like(probability)
