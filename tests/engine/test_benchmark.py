@@ -157,3 +157,13 @@ def test_a_network_that_starts_apart_is_counted_without_memory():
     """experiment=toy_part_clipseg ended in "Cannot copy out of meta tensor"."""
     apart = compose("benchmark", ["model=part_clipseg_tiny", "model.backbone.spread_text=true"])
     assert model_size(apart) == model_size(compose("benchmark", ["model=part_clipseg_tiny"]))
+
+
+@pytest.mark.parametrize("system", ["vlpart", "ops", "cris", "part_clipseg"])
+def test_an_image_of_every_kind_of_system_is_evaluated(system):
+    """What its evaluators read beside label maps, instances or a phrase, is in the made-up sample."""
+    if system == "ops":
+        pytest.importorskip("transformers", reason="the network is transformers' Mask2Former")
+    cfg = compose("benchmark", [f"experiment=toy_{system}", "bench.label_size=[48,64]"])
+    image = evaluated_image(cfg, None, clock=Clock(torch.device("cpu")))
+    assert image()["network"] > 0

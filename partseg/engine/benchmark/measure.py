@@ -161,7 +161,13 @@ def evaluated_image(config: DictConfig, num_classes: int | None, *, clock: Clock
         model,
         predictor=instantiate(config.predictor),
         evaluators=instantiate(config.evaluator),
-        sample=random_sample(vocabulary, input=model.input, label_size=(height, width)),
+        sample=random_sample(
+            vocabulary,
+            input=model.input,
+            label_size=(height, width),
+            instances=config.eval.instances is not None,
+            phrases=config.eval.phrases,
+        ),
         vocabulary=vocabulary,
         clock=clock,
     )

@@ -24,6 +24,7 @@ from partseg.structures import Batch, EvalBatch, Sample
 from partseg.system import Prompts, Words
 from partseg.utils.devices import Precision
 from partseg.vocabulary.names import Vocabulary
+from partseg.vocabulary.phrases import Phrases
 
 
 class TrainStep:
@@ -141,7 +142,11 @@ class EvaluateImage:
     ) -> None:
         self.clock = clock
         self.device = clock.device
-        self.prepared = predictor.prepare(model.eval(), vocabulary)
+        asked = {evaluator.words for evaluator in evaluators.values()}
+        words: Words = vocabulary
+        if asked == {"phrases"}:
+            words = Phrases(tuple(phrase.text for phrase in sample.phrases))
+        self.prepared = predictor.prepare(model.eval(), words)
         self.evaluators = evaluators
         self.vocabulary = vocabulary
         self.told = told_objects(model, predictor, evaluators)
