@@ -245,7 +245,7 @@ def segments_of(found: Segments, vocabulary: Vocabulary) -> tuple[Segment, ...]:
     """Instances with their names, best first; those without a class are called "segment 1" and so on."""
     levels: list[InstanceLevel] = [INSTANCE_LEVELS[i] for i in found.level.tolist()]
     names = {"object_part": vocabulary.object_parts, "object": vocabulary.label_objects}
-    areas = coco_mask.area(list(found.rles)) if found.rles else []
+    areas = found.areas
     numbers = np.cumsum(found.label < 0)
     segments = []
     for i, (level, label, rle) in enumerate(zip(levels, found.label.tolist(), found.rles)):

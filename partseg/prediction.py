@@ -125,6 +125,11 @@ class Segments:
     def __len__(self) -> int:
         return len(self.rles)
 
+    @property
+    def areas(self) -> Int[np.ndarray, " N"]:
+        """Pixels of each mask, one by one: pycocotools' area of a list overflows from the 256th on under NumPy 2."""
+        return np.array([int(coco_mask.area(rle)) for rle in self.rles], np.int64)
+
     @classmethod
     def from_masks(
         cls,

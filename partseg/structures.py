@@ -84,6 +84,7 @@ class Record:
     `object_part_file_name` / `object_file_name` are label PNGs in the data set's own ids, `label_bits` deep: 8 (255
     means none) or 16 (65535 means none); the mapper translates them with the vocabulary. Where there is no PNG of a
     level its map is painted from `annotations`, later ones on top; object parts without objects imply their owners.
+    `annotations=()` are those of a file that outlines nothing here, of which maps know nothing; None: no such file.
     `image_labels` are `label_objects` known to be somewhere in the image. An unlabelled image has none of all these.
     `class_name` is what the whole picture is of, where a data set says so (ImageNet's class), for phrases to use.
     `checked` says which classes were looked for; None: all.

@@ -237,7 +237,7 @@ def _record(
         file_name=str(folder / image["file_name"]),
         height=image.get("height"),
         width=image.get("width"),
-        annotations=tuple(found) or None,
+        annotations=tuple(found),
         image_labels=labels,
         phrases=tuple(phrases),
         checked=_checked(image, names, path),

@@ -74,9 +74,11 @@ class PartSegDataset(torch.utils.data.Dataset):
             others = rng.permutation(len(self.records))
             sample = next((s for other in others if (s := self._map(int(other), rng)) is not None), None)
         if sample is None:
+            known = f"a label of the {len(self.vocabulary)} object-parts in use"
             raise ValueError(
-                f"data set {self.name!r}, split {self.split!r}: no image has a label of the {len(self.vocabulary)} "
-                "object-parts in use; check the data, or set augmentation.drop_without_parts=false"
+                f"data set {self.name!r}, split {self.split!r}: no image has "
+                f"{known if len(self.vocabulary) else 'an instance of an object'}; "
+                "check the data, or set augmentation.drop_without_parts=false"
             )
         return sample
 

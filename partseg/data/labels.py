@@ -84,7 +84,7 @@ class LabelReader:
         object_part = np.full(geometry.size, IGNORE_LABEL, np.int32)
         if record.object_part_file_name is not None:
             object_part = self._png(record.object_part_file_name, image, record, geometry, "object-part")
-        elif record.annotations is not None:
+        elif record.annotations:
             for annotation in record.of_level("object_part"):  # later ones on top
                 if annotation.segmentation is not None and annotation.label >= 0:
                     object_part[read_mask(annotation.segmentation, image, record, geometry)] = annotation.label
@@ -158,7 +158,10 @@ class LabelReader:
     def instances(
         self, record: Record, image: Image.Image, geometry: Geometry, maps: Maps, source: InstanceSource
     ) -> Instances:
-        """Instances of both levels in ids of the vocabulary in use; what lies outside is left out."""
+        """Instances of both levels in ids of the vocabulary in use; what lies outside is left out.
+
+        A picture of which a file of instances outlines nothing has none; ValueError where there is no such file.
+        """
         if source == "classes":
             return self._renamed(instances_of_maps(maps.object_part, maps.object, self.theirs), flip=geometry.flip)
         if record.annotations is None:

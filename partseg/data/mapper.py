@@ -55,7 +55,8 @@ class TrainMapper:
 
     Unseen objects become IGNORE_LABEL, or BACKGROUND_LABEL in object maps with `unseen_as_background` (as official).
     `label_rule` is that of `Geometry` (official: "corner"). `drop_without_parts` maps a picture on which no part label
-    of the vocabulary is left to None, and the data set then draws another (official, detectron2's MapDataset).
+    of the vocabulary is left to None, and the data set then draws another (official, detectron2's MapDataset); where
+    the vocabulary has objects only, one without an instance.
     `instances` adds instances to the sample. `about="object"` makes it about one object of the picture, drawn at
     random: labels of others are left out and `given` is its mask; `about="phrase"` adds one phrase and its mask, a
     referring expression of the record or, where it has none, a class that the picture shows in the words of `phrases`.
@@ -133,7 +134,7 @@ class TrainMapper:
         geometry = self._geometry(image.height, image.width, rng)
         photo = LabelledPhoto(record, image, geometry, reader.maps(record, image, geometry), reader)
         object_part = reader.part.take(photo.maps.object_part)
-        if self.drop_without_parts and (object_part == IGNORE_LABEL).all():
+        if self.drop_without_parts and len(vocabulary) and (object_part == IGNORE_LABEL).all():
             return None
         objects = reader.object.take(photo.maps.object)
         if geometry.flip:
@@ -153,6 +154,8 @@ class TrainMapper:
             image_labels=tuple(i for i in reader.label_object[list(record.image_labels)].tolist() if i != IGNORE_LABEL),
             region=None if geometry.region == (0, 0, *geometry.size) else geometry.region,
         )
+        if self.drop_without_parts and not len(vocabulary) and not sample.instances:
+            return None
         return self._focused(sample, photo, rng)
 
     def _focused(self, sample: Sample, photo: LabelledPhoto, rng: np.random.Generator) -> Sample | None:

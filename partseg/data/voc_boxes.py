@@ -83,7 +83,7 @@ def _record(root: Path, stem: str, places: dict[str, int], skipped: dict[str, in
     except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(f"{path} is not an annotation of VOC: {error}") from None
     photo = root / "JPEGImages" / f"{stem}.jpg"
-    return Record(stem, str(photo), height, width, annotations=tuple(found) or None)
+    return Record(stem, str(photo), height, width, annotations=tuple(found))
 
 
 def _text(node: ElementTree.Element | None, key: str) -> str:

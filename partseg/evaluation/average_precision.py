@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -78,7 +77,7 @@ def _coco(images: Sequence[Scored], count: int, labels: np.ndarray | None, class
 def _annotations(
     segments: Segments, image: int, before: int, class_agnostic: bool, *, ignored: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
-    areas = coco_mask.area(list(segments.rles)) if segments.rles else []
+    areas = segments.areas
     return [
         {
             "id": before + i + 1,

@@ -179,7 +179,9 @@ def small_overrides(overrides: Sequence[str]) -> list[str]:
         toy = next((name for name in names if name in toys), None)
         if key == "eval.split" or (key.endswith(".root") and value.startswith("${data_root}")):
             continue
-        if key == "eval_dataset" or (key == "dataset" and toy is not None):
+        if key == "dataset" and toy is None:
+            continue
+        if key in ("dataset", "eval_dataset"):
             found.append(f"{key}={toy or SMOKE_DATASET}")
         elif key in ("eval.instances", "augmentation.instances"):
             found.append(f"{key}=classes")

@@ -7,6 +7,7 @@ trains: `plan.py` turns rows into runs, `collect.py` reads finished results, `re
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ import yaml
 PUBLISHED_FILE = "published.yaml"
 SOURCES = ("experiment", "stage", "tool", "missing")
 """What a row's numbers may come from, one of them per row."""
+LONGEST_NAME = 200
+"""Of a run's folder: what an evaluation adds must fit too."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,12 @@ class Row:
         """Directory name of the row's runs; equal rows of different tables share it, so they train once."""
         if self.experiment is None:
             raise ValueError(f"row {self.system!r} has no experiment to run: {self.missing}")
-        return "__".join([self.experiment, *(_slug(override) for override in sorted(self.overrides))])
+        return _folder("__".join([self.experiment, *(_slug(override) for override in sorted(self.overrides))]))
 
     @property
     def evaluation_name(self) -> str:
         """What its results' folder has behind the data set's name; nothing for a plain evaluation."""
-        return "".join(f"__{_slug(override)}" for override in sorted(self.evaluation))
+        return _folder("".join(f"__{_slug(override)}" for override in sorted(self.evaluation)))
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,11 @@ def _look_up(tree: Any, path: str) -> float | None:
         else:
             return None
     return None if tree is None else float(tree)
+
+
+def _folder(name: str) -> str:
+    """A long name's beginning and checksum: file systems end at 255 bytes."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 10]}__{zlib.crc32(name.encode()):08x}"
 
 
 def _slug(override: str) -> str:

@@ -127,7 +127,7 @@ def test_what_is_left_out_is_counted(write, dog, caplog):
 def test_images_without_annotations_are_unlabelled(write, dog):
     dataset = load(write([dog(1)], images=[image(1, "b.jpg"), image(2, "a.jpg")]))
     assert [record.image_id for record in dataset.records] == ["a", "b"]
-    assert dataset.records[0].annotations is None and dataset[0].object.unique().tolist() == [IGNORE_LABEL]
+    assert dataset.records[0].annotations == () and dataset[0].object.unique().tolist() == [IGNORE_LABEL]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_nothing_is_known_of_images_whose_annotations_say_nothing_about_classes(
     phrase = {"phrases": ["the dog on the left"], "segmentation": dog(1)["segmentation"]}
     for annotations in ([phrase], [dog(1, score=0.1)], [dog(1, iscrowd=1)]):
         dataset = load(write(annotations), min_score=0.5)
-        assert dataset.records[0].annotations is None and dataset[0].object.unique().tolist() == [IGNORE_LABEL]
+        assert dataset.records[0].annotations == () and dataset[0].object.unique().tolist() == [IGNORE_LABEL]
 
 
 @pytest.mark.parametrize(

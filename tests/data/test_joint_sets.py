@@ -12,7 +12,7 @@ from partseg.data.coco_style import coco_style, words_of
 from partseg.data.dataset import PartSegDataset
 from partseg.data.label_folders import label_folders
 from partseg.data.loader import MicroBatches, TrainSampler
-from partseg.data.mapper import EvalMapper
+from partseg.data.mapper import EvalMapper, TrainMapper
 from partseg.data.mixture import Mixture, Source, mixture
 from partseg.data.partimagenet_all import partimagenet
 from partseg.data.voc_boxes import voc_boxes
@@ -71,6 +71,20 @@ def test_lvis_names_its_pictures_by_address_and_has_objects_only(tmp_path):
     assert len(data.vocabulary) == 0 and data.vocabulary.label_objects == ("aerosol_can",)
     assert data.records[0].file_name.endswith("train2017/000000391895.jpg")
     assert data[0].instances.level.tolist() == [1] and data[0].instances.label.tolist() == [0]
+
+
+def test_a_photo_on_which_nothing_is_outlined_is_scored_and_not_trained_on(tmp_path):
+    """COCO has a thousand of them: they count as empty in a score, and detectron2 leaves them out of training."""
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": 16, "width": 20} for i in (1, 2)]
+    annotation = {"id": 1, "image_id": 1, "category_id": 2, "segmentation": SQUARE}
+    root = write(tmp_path, images=images, annotations=[annotation], categories=[{"id": 2, "name": "cup"}])
+    assert [len(sample.instances) for sample in read(root)] == [1, 0]
+    trained = read(root, mapper=TrainMapper(size=16, instances="annotated", drop_without_parts=True))
+    assert {trained[(1, draw)].name for draw in range(4)} == {"1"}
+    (tmp_path / "none").mkdir()
+    empty = write(tmp_path / "none", images=images, annotations=[], categories=[{"id": 2, "name": "cup"}])
+    with pytest.raises(ValueError, match="no image has an instance of an object; check the data"):
+        read(empty, mapper=TrainMapper(size=16, instances="annotated", drop_without_parts=True))[0]
 
 
 def test_boxes_of_no_use_are_left_out_and_counted(tmp_path):

@@ -15,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from partseg.evaluation.average_precision import SCORES
 from partseg.evaluation.evaluator import Answer
 from partseg.evaluation.instances import InstanceEvaluator
+from partseg.photo_prediction import segments_of
 from partseg.prediction import DenseScores, Segments, as_segments
 from partseg.structures import INSTANCE_LEVELS, Instances
 from partseg.utils import distributed
@@ -187,6 +188,15 @@ def test_only_the_best_detections_of_an_image_count(sample, vocabulary):
     pairs = [(one, found_of([(0.7, HEAD, B), (0.9, HEAD, FAR), (0.8, HEAD, A)]))]
     recall = [measure(vocabulary, pairs, max_detections=n).scores()["AR"] for n in (1, 2, 3)]
     assert recall == pytest.approx([0, 50, 100])
+
+
+def test_an_image_may_hold_more_segments_than_a_byte_counts(sample, vocabulary):
+    """PACO asks for 300 detections of an image; pycocotools' area of a list ends at 255 of them under NumPy 2."""
+    one = truth_of(sample, [(HEAD, A)])
+    many = found_of([(0.9, HEAD, A), *[(0.5, HEAD, FAR)] * 299])
+    assert measure(vocabulary, [(one, many)], max_detections=300).scores()["AR"] == 100
+    found = segments_of(many, vocabulary)
+    assert len(found) == 300 and found[0].area == 100
 
 
 def test_seen_and_unseen_classes(sample, vocabulary):

@@ -44,7 +44,7 @@ def test_a_table_of_instances_is_scored_by_its_own_evaluator(root, tmp_path):
     """VLPart's: average precision, on the checkpoint that was best under it."""
     todo = plan(load_table(root / "scripts/tables/vlpart_table4.yaml"), options(tmp_path))
     evaluations = [job for job in todo if job.kind == "evaluate"]
-    assert len(evaluations) == 4  # base and all objects, two seeds
+    assert len(evaluations) == 6  # base, with VOC, and all objects, two seeds
     for job in evaluations:
         assert "evaluator=parts_and_pixels" in job.command and job.checkpoint.name == "best_instances.pt"
 
@@ -52,10 +52,10 @@ def test_a_table_of_instances_is_scored_by_its_own_evaluator(root, tmp_path):
 def test_vlparts_tables_score_equal_runs_in_folders_of_their_own(root, tmp_path):
     tables = [load_table(root / f"scripts/tables/vlpart_table{name}.yaml") for name in (1, 2, 3, 4)]
     todo = {job.command: job for table in tables for job in plan(table, Options(tmp_path, (1,)))}
-    assert sum(job.kind == "train" for job in todo.values()) == 2  # base, and all objects
+    assert sum(job.kind == "train" for job in todo.values()) == 6  # base, all objects, with VOC; VOC, COCO and LVIS
     evaluations = [job for job in todo.values() if job.kind == "evaluate"]
-    # both runs for table 2 and for 1 and 4 together, all objects on PartImageNet for 3
-    assert len(evaluations) == len({job.directory for job in evaluations}) == 5
+    # five runs for table 2, three for 1 and 4 together, all objects on PartImageNet for 3
+    assert len(evaluations) == len({job.directory for job in evaluations}) == 9
     assert {job.checkpoint.name for job in evaluations} == {"best_instances.pt"}
 
 
@@ -99,6 +99,17 @@ def test_commands_compose_and_lead_to_their_folders(root, tmp_path, name, smoke)
         folder = Path(config.output_root) / config.name if job.kind == "train" else Path(config.output)
         assert folder == job.directory
         assert ("Toy" in config.dataset.root) == ("Toy" in config.eval_dataset.root) == smoke
+
+
+def test_no_folder_has_a_name_that_file_systems_refuse(root, tmp_path):
+    tables = [load_table(path) for path in sorted((root / "scripts/tables").glob("*table*.yaml"))]
+    lengths = {row.experiment: 20000 for table in tables for row in table.rows}
+    folders = {job.directory for table in tables for job in jobs(table, options(tmp_path), iterations_of=lengths)}
+    names = [part for folder in folders for part in folder.relative_to(tmp_path).parts]
+    assert 200 <= max(map(len, names)) <= 255
+    rows = {(row.experiment, row.overrides): row.run_name for table in tables for row in table.rows if row.experiment}
+    different = {(experiment, tuple(sorted(overrides))) for experiment, overrides in rows}
+    assert len(set(rows.values())) == len(different), "a long name still tells runs apart"
 
 
 def test_rows_that_differ_in_their_evaluation_share_a_training(root, tmp_path):
