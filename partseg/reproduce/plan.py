@@ -177,7 +177,7 @@ def small_overrides(overrides: Sequence[str]) -> list[str]:
         words = value.split("_")
         names = [TOY + "_".join(words[:end]) for end in range(len(words), 0, -1)]
         toy = next((name for name in names if name in toys), None)
-        if key == "eval.split" or (key.endswith(".root") and value.startswith("${data_root}")):
+        if key in ("eval.split", "cross_dataset") or (key.endswith(".root") and value.startswith("${data_root}")):
             continue
         if key == "dataset" and toy is None:
             continue
