@@ -283,7 +283,8 @@ def build(actions: Page, options: Options, words: str) -> gradio.Blocks:
         protocol.change(choose_protocol, [protocol, text], [name, text, phrases])
         protocol.change(None, protocol, None, js=ACTIVATE)
         text.change(update_words, [text, name], name)
-        found = button.click(find, [chosen, text, phrases, protocol, name, marks], [result, status, *downloads])
+        asked = [chosen, text, phrases, protocol, name, marks]
+        found = button.click(find, asked, [result, status, *downloads], trigger_mode="always_last")
         found.then(None, None, None, js=TO_RESULT)
         opacity.change(None, opacity, None, js=FADE)
     return blocks
