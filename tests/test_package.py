@@ -35,6 +35,20 @@ def test_help_answers_at_once(arguments):
     assert seconds_of_processor(sys.executable, "-m", "partseg", *arguments) < 1
 
 
+def test_help_is_cut_short_in_silence():
+    """`partseg train --help | head`: nobody reads any more."""
+    command = [sys.executable, "-m", "partseg", "train", "--help"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_help_names_the_program_that_a_wheel_has():
+    for name in COMMANDS:
+        assert f"partseg {name}" in usage(name) and "python tools/" not in usage(name)
+
+
 def test_every_command_has_a_thin_file_that_calls_it():
     for name, module in COMMANDS.items():
         tool = (ROOT / "tools" / f"{module}.py").read_text()

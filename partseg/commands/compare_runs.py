@@ -1,7 +1,7 @@
 """The same images under several systems, side by side, those first on which they differ most.
 
-    python tools/eval_net.py ckpt=output/a save_predictions=true         (and b, on the same data set)
-    python tools/compare_runs.py runs=output/a,output/b
+    partseg eval ckpt=output/a save_predictions=true         (and b, on the same data set)
+    partseg compare runs=output/a,output/b
 
 One HTML file that opens without a server. Arguments are key=value:
     runs        folders with results.json and predictions/, separated by commas (required)

@@ -1,6 +1,6 @@
 """A page for your own photos and words. Needs gradio: pip install gradio.
 
-    python tools/demo.py ckpt=output/my_run
+    partseg demo ckpt=output/my_run
 
 Arguments are key=value:
     ckpt        a .pt file, a run directory, a saved folder, a public checkpoint's file or hub name (required)

@@ -1,7 +1,7 @@
 """A page of a finished evaluation: scores, training curves, classes, part sizes, confusion, worst and best images.
 
-    python tools/eval_net.py ckpt=output/my_run save_predictions=true ...
-    python tools/visualize_results.py run=output/my_run
+    partseg eval ckpt=output/my_run save_predictions=true ...
+    partseg report run=output/my_run
 
 The page is one HTML file that opens without a server and asks nothing of a network. Arguments are key=value:
     run         folder with results.json and predictions/ (required)
