@@ -56,7 +56,7 @@ class Options:
 
 def main(options: Options) -> int:
     """Score every run's predictions, choose the images, write the page."""
-    folders = [Path(name.strip()) for name in options.runs.split(",") if name.strip()]
+    folders = list(dict.fromkeys(Path(name.strip()) for name in options.runs.split(",") if name.strip()))
     if len(folders) < 2:
         raise ValueError(f"runs={options.runs} names {len(folders)} run; give two or more, separated by commas")
     contents = {folder: results.read(folder) for folder in folders}

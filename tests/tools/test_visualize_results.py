@@ -129,8 +129,9 @@ def test_runs_are_compared_image_by_image(load, evaluated, tmp_path):
     assert "out: mean IoU" in html and "other: mean IoU 0.0" in html and "Drawn pictures" in html
     paths = [tmp_path / name / "seed1" for name in ("clip", "cat")]
     assert tool.called(paths) == {paths[0]: "clip/seed1", paths[1]: "cat/seed1"}, "seed1 alone would be both"
-    with pytest.raises(ValueError, match="names 1 run; give two"):
-        tool.main(tool.Options(str(evaluated)))
+    for one in (f"{evaluated}", f"{evaluated},{evaluated}"):
+        with pytest.raises(ValueError, match="names 1 run; give two"):
+            tool.main(tool.Options(one))
     content = json.loads((other / "results.json").read_text())
     content["dataset"]["manifest_hash"] = "x"
     (other / "results.json").write_text(json.dumps(content))
