@@ -1,8 +1,8 @@
 """Run what a table of the paper lacks, then lay the measured numbers beside the published ones.
 
-    python tools/reproduce_table.py scripts/tables/table1.yaml num_gpus=8      what scripts/reproduce_table1.sh calls
-    python tools/reproduce_table.py scripts/tables/table1.yaml --dry-run       SLURM commands of what is missing
-    python tools/reproduce_table.py scripts/tables/*.yaml --smoke              the whole pipeline on synthetic data
+    python tools/reproduce_table.py scripts/tables/table1.yaml num_gpus=8     # scripts/reproduce_table1.sh calls this
+    python tools/reproduce_table.py scripts/tables/table1.yaml --dry-run      # SLURM commands of what is missing
+    python tools/reproduce_table.py scripts/tables/*.yaml --smoke             # the whole pipeline on synthetic data
 
 Arguments are key=value, after the table files:
     seeds     seeds, separated by commas (default: the paper's 1,2,3,4,5; smoke: 1)
