@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -61,7 +62,10 @@ def main() -> NoReturn:
 def run(name: str) -> NoReturn:
     """One command on the rest of the command line. Help is shown without importing what the command needs."""
     if len(sys.argv) > 1 and sys.argv[1] in HELP:
-        print(usage(name))
+        try:
+            print(usage(name), flush=True)
+        except BrokenPipeError:  # `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     sys.exit(_module(name).command())
 

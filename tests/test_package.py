@@ -35,6 +35,20 @@ def test_help_answers_at_once(arguments):
     assert seconds_of_processor(sys.executable, "-m", "partseg", *arguments) < 1
 
 
+def test_help_is_cut_short_in_silence():
+    """`partseg train --help | head`: nobody reads any more."""
+    command = [sys.executable, "-m", "partseg", "train", "--help"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_help_names_the_program_that_a_wheel_has():
+    for name in COMMANDS:
+        assert f"partseg {name}" in usage(name) and "python tools/" not in usage(name)
+
+
 def test_every_command_has_a_thin_file_that_calls_it():
     for name, module in COMMANDS.items():
         tool = (ROOT / "tools" / f"{module}.py").read_text()
@@ -120,9 +134,22 @@ def test_a_wheel_trains_the_toy_in_a_foreign_folder(tmp_path):
     write_toy(work / "data" / "ToyPascalPart116", ToyOptions(num_train=4, num_val=2, size=64))
     program = tmp_path / "env" / "bin" / "partseg"
     small = ["train.iterations=2", "train.batch_size=2", "model.image_size=64", "launch.num_gpus=0", "name=one"]
-    subprocess.run([program, "train", "debug=smoke", *small], cwd=work, env=plain, check=True)
-    subprocess.run([program, "eval", "ckpt=output/one", "launch.num_gpus=0"], cwd=work, env=plain, check=True)
-    assert (work / "output" / "one" / "results.json").is_file()
+    place = subprocess.check_output([python, "-c", "import partseg; print(partseg.__file__)"], cwd=work, env=plain)
+    assert Path(place.decode().strip()).is_relative_to(tmp_path / "env"), "the wheel, not the checkout"
+    for name in COMMANDS:
+        subprocess.run([program, name, "--help"], cwd=work, env=plain, check=True, stdout=subprocess.DEVNULL)
+    Image.new("RGB", (64, 48), (90, 120, 60)).save(work / "photo.jpg")
+    one = "ckpt=output/one"
+    for command in (
+        ["train", "debug=smoke", *small],
+        ["eval", one, "launch.num_gpus=0", "save_predictions=true"],
+        ["report", "run=output/one", "attention=false"],
+        ["predict", one, "input=photo.jpg", "vocabulary={dog: [head, tail]}", "output=out", "device=cpu"],
+        ["export", one, "dataset=toy_pascal_part_116", "launch.num_gpus=0", "output=labels"],
+    ):
+        subprocess.run([program, *command], cwd=work, env=plain, check=True)
+    for file in ("output/one/results.json", "output/one/report.html", "out/photo.png", "labels/shard-00000.json"):
+        assert (work / file).is_file()
     stage = {"kind": "train", "experiment": "part_clipseg_toy_pascal_part_116"}
     stages = {"one": {**stage, "overrides": ["debug=smoke", "init_from=null", *small[:-1]]}}
     (work / "study.yaml").write_text(json.dumps({"stages": stages}))

@@ -1,7 +1,7 @@
 """The same images under several systems, side by side, those first on which they differ most.
 
-    python tools/eval_net.py ckpt=output/a save_predictions=true         (and b, on the same data set)
-    python tools/compare_runs.py runs=output/a,output/b
+    partseg eval ckpt=output/a save_predictions=true         (and b, on the same data set)
+    partseg compare runs=output/a,output/b
 
 One HTML file that opens without a server. Arguments are key=value:
     runs        folders with results.json and predictions/, separated by commas (required)
@@ -14,7 +14,8 @@ One HTML file that opens without a server. Arguments are key=value:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -24,6 +25,8 @@ import numpy as np
 from rich.console import Console
 
 from partseg.commands.visualize_results import (
+    GIVEN,
+    MEANS,
     SIDE,
     Scored,
     evaluators_with_predictions,
@@ -53,7 +56,7 @@ class Options:
 
 def main(options: Options) -> int:
     """Score every run's predictions, choose the images, write the page."""
-    folders = [Path(name.strip()) for name in options.runs.split(",") if name.strip()]
+    folders = list(dict.fromkeys(Path(name.strip()) for name in options.runs.split(",") if name.strip()))
     if len(folders) < 2:
         raise ValueError(f"runs={options.runs} names {len(folders)} run; give two or more, separated by commas")
     contents = {folder: results.read(folder) for folder in folders}
@@ -77,7 +80,7 @@ def main(options: Options) -> int:
     }
     spread = {i: np.ptp([each[i].iou for each in scored.values()]) for i in scored[folders[0]]}
     chosen = sorted(spread, key=lambda i: (-spread[i], i))[: options.images]
-    body = [summary(contents, name), '<div class="cards">']
+    body = [summary(contents, name, GIVEN[evaluator.protocol.objects]), '<div class="cards">']
     body += [card(dataset, evaluator, name, {f: each[i] for f, each in scored.items()}) for i in chosen]
     write_atomic(options.output, page.document("partseg: runs compared", "".join([*body, "</div>"])).encode())
     console.print(f"{options.output}: {len(chosen)} images of {len(folders)} runs under {name}")
@@ -89,18 +92,27 @@ def predictions(folder: Path, name: str) -> Path:
     return (folder if folder.is_dir() else folder.parent) / "predictions" / name
 
 
-def summary(contents: Mapping[Path, Mapping[str, Any]], name: str) -> str:
+def called(folders: Collection[Path]) -> dict[Path, str]:
+    """Each run's path from where the paths part: folders of two systems may both end in `seed1`."""
+    whole = {folder: folder.resolve() for folder in folders}
+    shared = Path(os.path.commonpath([path.parent for path in whole.values()]))
+    return {folder: str(path.relative_to(shared)) for folder, path in whole.items()}
+
+
+def summary(contents: Mapping[Path, Mapping[str, Any]], name: str, given: str) -> str:
     """A table of the runs' means."""
-    keys = ("mIoU", "mIoU_seen", "mIoU_unseen", "mIoU_harmonic")
-    rows = []
+    keys = list(MEANS)[:4]
+    rows, names = [], called(contents)
     for folder, content in contents.items():
         values = [content["protocols"][name]["metrics"].get(key) for key in keys]
-        rows.append([str(folder), *("none" if value is None else f"{value:.2f}" for value in values)])
+        rows.append([names[folder], *("none" if value is None else f"{value:.2f}" for value in values)])
     data = next(iter(contents.values()))
     drawn = "<p class='warning'>Drawn pictures, not photographs.</p>" if data["synthetic"] else ""
     return (
         f"<h1>{escape(data['dataset']['name'])}, {escape(name)}</h1>{drawn}"
-        f'<div class="panel">{page.table(("run", *keys), rows)}</div>'
+        f'<p class="note">{given} Scores in percent; seen, unseen and harmonic are means of mIoU.</p>'
+        f'<div class="panel">{page.table(("run", *(MEANS[key] for key in keys)), rows)}</div>'
+        f'<p class="note">Images on which the runs differ most come first.</p>'
     )
 
 
@@ -109,14 +121,15 @@ def card(dataset: PartSegDataset, evaluator: PixelEvaluator, name: str, scored: 
     one = next(iter(scored.values()))
     names: Sequence[str] = dataset.vocabulary.object_parts
     cells: list[str] = []
+    runs = called(scored)
     for folder, each in scored.items():
         sample, truth, predicted = read_one(dataset, evaluator, predictions(folder, name), each.index)
         image = np.asarray(io.read_image(sample.file_name))
         if not cells:
             cells.append(page.viewer(*shrunk(image, truth, SIDE), names, caption="ground truth"))
-        caption = f"{folder.name}: mean IoU {each.iou:.1f}"
+        caption = f"{runs[folder]}: mean IoU {each.iou:.1f}"
         cells.append(page.viewer(*shrunk(image, predicted, SIDE), names, caption=caption))
-    return f'<div class="panel card"><h3>{escape(one.name)}</h3><div class="row">{"".join(cells)}</div></div>'
+    return f'<div class="panel card"><h3>{escape(one.name)}</h3><div class="row even">{"".join(cells)}</div></div>'
 
 
 def command() -> int:

@@ -1,7 +1,7 @@
 """Public weights into one file of ours, with its sha256 beside it, so that later runs need neither hub nor key maps.
 
-python tools/convert_weights.py source=CIDAS/clipseg-rd64-refined model=part_clipseg output=weights/start.safetensors
-python tools/convert_weights.py source=partclipseg.pth model=part_clipseg output=weights/authors.safetensors
+    partseg convert source=CIDAS/clipseg-rd64-refined model=part_clipseg output=weights/start.safetensors
+    partseg convert source=partclipseg.pth model=part_clipseg output=weights/authors.safetensors
 
 `source` is a file, a hub name or an open_clip tag (which needs model=). Use the result with
 init_from=weights/start.safetensors.

@@ -1,6 +1,6 @@
 """A page for your own photos and words. Needs gradio: pip install gradio.
 
-    python tools/demo.py ckpt=output/my_run
+    partseg demo ckpt=output/my_run
 
 Arguments are key=value:
     ckpt        a .pt file, a run directory, a saved folder, a public checkpoint's file or hub name (required)
@@ -42,17 +42,11 @@ SIDE = 1200
 """Longer side of the pictures on the page; downloads keep the photo's size."""
 
 WORDS = "dog: head, torso, leg, tail\ncat: head, torso, leg, tail\ncar: wheel, window, headlight"
+NO_WORDS = "object: part"
+"""Stands for the words of a system that cuts a given object and names nothing."""
+
 ORACLE, EVERYTHING, PHRASES = "oracle_obj", "pred_all", "phrases"
-STYLE = """
-footer { display: none !important; }
-.gradio-container { max-width: 1280px !important; margin: auto !important; }
-#title h1 { margin: 4px 0 0; font-size: 24px; } #title p { opacity: .7; margin: 0; }
-#status .bad { padding: 10px 14px; border-radius: 8px; background: #fdecea; color: #8a1c12; overflow-wrap: anywhere; }
-#status .good { opacity: .75; font-size: 14px; }
-#picks { --block-padding: 6px; }
-#empty { min-height: 360px; display: grid; place-items: center; text-align: center; opacity: .6;
-  border: 2px dashed rgba(128,134,150,.35); border-radius: 10px; }
-"""
+ANYWHERE = "Drag to draw around the object, or click on it. Without a mark the object may be anywhere."
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:"
@@ -82,6 +76,7 @@ class Page:
         self.max_pixels = max_pixels
         self.max_parts = max_parts
         self.folder = folder
+        self.cuts_object = segmenter.input.needs_object
 
     def show_photo(self, path: str | None, protocol: str) -> tuple[str, str]:
         """(photo to draw on, status)."""
@@ -93,7 +88,9 @@ class Page:
             return "", problem(without_folder(str(error), path))
         image, _ = shrunk(np.asarray(photo.image), np.zeros(photo.size, bool), SIDE)
         caption = ", ".join([f"{photo.image.width} x {photo.image.height} pixels", *photo.notes])
-        return page.marker(image, target="#marks textarea", active=protocol == ORACLE, caption=caption), ""
+        hint = ANYWHERE if not self.cuts_object else "Drag to draw around the object."
+        active = protocol == ORACLE
+        return page.marker(image, target="#marks textarea", active=active, hint=hint, caption=caption), ""
 
     def objects(self, words: str) -> list[str]:
         """Object names of the text so far; empty while it cannot be read."""
@@ -154,8 +151,8 @@ class Page:
     def _mask(self, photo: Photo, vocabulary: Vocabulary, marks: str) -> np.ndarray | None:
         """Outlines, and the region of the predicted object under each click; None without marks."""
         mask, clicks = page.read_marks(marks, photo.size)
-        if clicks and self.segmenter.input.needs_object:
-            raise ValueError("This model finds no objects by itself: draw around the object instead of clicking on it")
+        if self.cuts_object and (clicks or not mask.any()):
+            raise ValueError("This model cuts one object into parts and finds none itself: draw around it on the photo")
         if clicks:
             labels = self.segmenter.predict(photo.image, vocabulary).labels  # type: ignore[union-attr]
             owners = np.append(vocabulary.object_of, -1)[labels]
@@ -183,8 +180,8 @@ def view(prediction: PhotoPrediction) -> str:
 
 
 def summary(prediction: PhotoPrediction) -> str:
-    count = len(prediction.found)
-    words = f"{count} part{'' if count == 1 else 's'} found" if count else "Nothing of these words was found"
+    count, kind = len(prediction.found), "part" if isinstance(prediction.words, Vocabulary) else "phrase"
+    words = f"{count} {kind}{'' if count == 1 else 's'} found" if count else "Nothing of these words was found"
     told = hints(prediction.words) if isinstance(prediction.words, Vocabulary) else ()
     notes = "".join(f"<br>Note: {escape(hint)}." for hint in told)
     if prediction.caution:
@@ -196,6 +193,7 @@ def build(actions: Page, options: Options, words: str) -> gradio.Blocks:
     """The layout and its wiring."""
     import gradio as gr
 
+    cuts = actions.cuts_object  # needs no words, and an outline
     picks = [] if options.photos is None else [str(p) for p in list_images(options.photos)[0]]
     with gr.Blocks(title="partseg", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as blocks:
         gr.Markdown("# Parts in your photo\nOpen-vocabulary part segmentation with your own words.", elem_id="title")
@@ -203,10 +201,10 @@ def build(actions: Page, options: Options, words: str) -> gradio.Blocks:
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
                 upload = gr.File(
-                    label="Photo" if not picks else "Photo: upload, or pick one below",
+                    label="Photo" if not picks else "Photo, or one of those below",
                     file_types=None,
                     type="filepath",
-                    height=110,
+                    height=140,
                     elem_id="upload",
                 )
                 gallery = gr.Gallery(
@@ -221,7 +219,14 @@ def build(actions: Page, options: Options, words: str) -> gradio.Blocks:
                     visible=bool(picks),
                 )
                 photo = gr.HTML(elem_id="photo")
-                text = gr.Textbox(words, label="Words: object: part, part, ...", lines=4, max_lines=12, elem_id="words")
+                text = gr.Textbox(
+                    words,
+                    label="Objects and their parts, an object per line",
+                    lines=4,
+                    max_lines=12,
+                    visible=not cuts,
+                    elem_id="words",
+                )
                 phrases = gr.Textbox(
                     "the dog's left ear\nfront wheel",
                     label="Phrases, one per line",
@@ -230,17 +235,12 @@ def build(actions: Page, options: Options, words: str) -> gradio.Blocks:
                     visible=False,
                     elem_id="phrases",
                 )
-                protocol = gr.Radio(
-                    [
-                        ("Find everything", EVERYTHING),
-                        ("I know the object", ORACLE),
-                        ("A mask per phrase", PHRASES),
-                    ],
-                    value=EVERYTHING,
-                    label="What is known",
-                    elem_id="protocol",
-                )
-                name = gr.Dropdown(actions.objects(words), label="Object", visible=False, elem_id="object", value=None)
+                known = ("I know the object", ORACLE)
+                ways = [known] if cuts else [("Find everything", EVERYTHING), known, ("A mask per phrase", PHRASES)]
+                protocol = gr.Radio(ways, value=ways[0][1], label="What is known", elem_id="protocol")
+                objects = actions.objects(words)
+                given = objects[0] if cuts else None
+                name = gr.Dropdown(objects, label="Object", visible=False, elem_id="object", value=given)
                 marks = gr.Textbox(elem_id="marks", visible="hidden")
                 button = gr.Button("Find parts", variant="primary", elem_id="go")
             with gr.Column(scale=7, min_width=300):
@@ -283,7 +283,9 @@ def build(actions: Page, options: Options, words: str) -> gradio.Blocks:
         protocol.change(choose_protocol, [protocol, text], [name, text, phrases])
         protocol.change(None, protocol, None, js=ACTIVATE)
         text.change(update_words, [text, name], name)
-        button.click(find, [chosen, text, phrases, protocol, name, marks], [result, status, *downloads])
+        asked = [chosen, text, phrases, protocol, name, marks]
+        found = button.click(find, asked, [result, status, *downloads], trigger_mode="always_last")
+        found.then(None, None, None, js=TO_RESULT)
         opacity.change(None, opacity, None, js=FADE)
     return blocks
 
@@ -292,6 +294,8 @@ ACTIVATE = (
     "(how) => document.querySelectorAll('.partseg-marker')"
     f".forEach(m => m.classList.toggle('active', how === '{ORACLE}'))"
 )
+TO_RESULT = """() => innerWidth < 760 &&
+    (document.querySelector("#status .bad") || document.querySelector("#result")).scrollIntoView()"""
 FADE = "(v) => { document.documentElement.style.setProperty('--partseg-opacity', v / 100); }"
 
 
@@ -321,6 +325,7 @@ def main(options: Options) -> int:
         raise ImportError("the page needs gradio: pip install gradio") from None
     words = WORDS if options.vocabulary is None else text_of_vocabulary(as_vocabulary(options.vocabulary))
     segmenter = api.load(options.ckpt, options.device, plugins=options.plugins)
+    words = NO_WORDS if segmenter.input.needs_object else words
     max_pixels = int(options.max_megapixels * 1e6)
     actions = Page(segmenter, max_pixels=max_pixels, max_parts=options.max_parts, folder=folder)
     head = f"<script>{page.viewer_script()}</script><script>{page.marker_script()}</script>"
@@ -332,7 +337,7 @@ def main(options: Options) -> int:
         max_file_size=f"{options.max_upload_mb}mb",
         allowed_paths=[] if options.photos is None else [str(options.photos.resolve())],
         theme=gr.themes.Soft(primary_hue="indigo", font=font, font_mono=("monospace",)),
-        css=STYLE + page.viewer_style() + page.marker_style(),
+        css=page.viewer_style() + page.marker_style() + page.demo_style(),
         head=head,
         ssr_mode=False,
         app_kwargs={"middleware": [Middleware(StayHome)]},

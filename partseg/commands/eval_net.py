@@ -1,10 +1,10 @@
 """Evaluate a checkpoint under every protocol at once and write results.json. Settings are in configs/eval.yaml.
 
-python tools/eval_net.py ckpt=output/part_clipseg_pascal_part_116       on the data set that it was trained on
-python tools/eval_net.py ... launch.num_gpus=8                      the same integers on any number of processes
-python tools/eval_net.py ... evaluator=boundary save_predictions=true plots=true
-python tools/eval_net.py dataset=pascal_part_116 ckpt=output/part_clipseg_ade20k_part_234 cross_dataset=true
-python tools/eval_net.py ... ckpt=output/cutter names=output/part_clipseg_pascal_part_116 evaluator=oracle_obj
+partseg eval ckpt=output/part_clipseg_pascal_part_116    on the data set that it was trained on
+partseg eval ... launch.num_gpus=8                       the same integers on any number of processes
+partseg eval ... evaluator=boundary save_predictions=true plots=true
+partseg eval dataset=pascal_part_116 ckpt=output/part_clipseg_ade20k_part_234 cross_dataset=true
+partseg eval ... ckpt=output/cutter names=output/part_clipseg_pascal_part_116 evaluator=oracle_obj
 """
 
 import re

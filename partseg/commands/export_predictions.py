@@ -1,8 +1,8 @@
 """Predictions of a checkpoint over a data set or a folder of photos, as labels that another training reads.
 
-    python tools/export_predictions.py ckpt=output/run dataset=pascal_part_116 eval.split=train output=labels/pascal
-    python tools/export_predictions.py ckpt=output/run dataset=folder dataset.root=photos/ output=labels/photos
-    torchrun --nnodes 4 --nproc-per-node 8 ... tools/export_predictions.py ckpt=... output=...
+    partseg export ckpt=output/run dataset=pascal_part_116 eval.split=train output=labels/pascal
+    partseg export ckpt=output/run dataset=folder dataset.root=photos/ output=labels/photos
+    torchrun --nnodes 4 --nproc-per-node 8 ... -m partseg export ckpt=... output=...
 
 Writes shard-00000.json and so on (COCO-style: images, categories, annotations with RLE, score, parent_id), each whole
 or not at all. The same command goes on where it stopped, on any number of processes. dataset=coco_style reads the

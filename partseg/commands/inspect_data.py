@@ -1,8 +1,8 @@
 """Inspect a data set on disk and name everything that would change a score.
 
-    python tools/inspect_data.py dataset=pascal_part_116 root=data/PascalPart116
-    python tools/inspect_data.py dataset=ade20k_part_234 split=val report=report.json sheet=sheet.png
-    python tools/inspect_data.py dataset=coco json=parts.json
+    partseg inspect dataset=pascal_part_116 root=data/PascalPart116
+    partseg inspect dataset=ade20k_part_234 split=val report=report.json sheet=sheet.png
+    partseg inspect dataset=coco json=parts.json
 
 Arguments are key=value:
     dataset    name in configs/dataset (required)

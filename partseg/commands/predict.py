@@ -1,8 +1,8 @@
 """Parts in your own photos, with your own words.
 
-    python tools/predict.py ckpt=output/my_run input=photos/ vocabulary='{dog: [head, tail], car: [wheel]}'
-    python tools/predict.py ckpt=CIDAS/clipseg-rd64-refined input=photo.jpg vocabulary='[dog head, wheel]'
-    python tools/predict.py ckpt=output/my_run input='frames/*.png' vocabulary=words.yaml protocol=oracle_obj object=dog
+    partseg predict ckpt=output/my_run input=photos/ vocabulary='{dog: [head, tail], car: [wheel]}'
+    partseg predict ckpt=CIDAS/clipseg-rd64-refined input=photo.jpg vocabulary='[dog head, wheel]'
+    partseg predict ckpt=output/my_run input='frames/*.png' vocabulary=words.yaml protocol=oracle_obj object=dog
 
 Arguments are key=value:
     ckpt        a .pt file, a run directory, a saved folder, a public checkpoint's file or hub name (required)

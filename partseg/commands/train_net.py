@@ -1,9 +1,9 @@
 """Train a model: everything that is built, top to bottom. Settings are in configs/train.yaml.
 
-    python tools/train_net.py experiment=part_clipseg_pascal_part_116                    one GPU, or the CPU without one
-    python tools/train_net.py experiment=part_clipseg_pascal_part_116 launch.num_gpus=8
-    python tools/train_net.py -m experiment=part_clipseg_pascal_part_116 seed=1,2,3      one run after another
-    torchrun --nnodes 4 --nproc-per-node 8 ... tools/train_net.py experiment=...         several machines
+    partseg train experiment=part_clipseg_pascal_part_116                    one GPU, or the CPU without one
+    partseg train experiment=part_clipseg_pascal_part_116 launch.num_gpus=8
+    partseg train -m experiment=part_clipseg_pascal_part_116 seed=1,2,3      one run after another
+    torchrun --nnodes 4 --nproc-per-node 8 ... -m partseg train experiment=...         several machines
 
 The same command continues a run that was stopped. Exit code 85: stopped by SIGTERM or SIGINT; everything is saved.
 """

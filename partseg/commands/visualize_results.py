@@ -1,7 +1,7 @@
 """A page of a finished evaluation: scores, training curves, classes, part sizes, confusion, worst and best images.
 
-    python tools/eval_net.py ckpt=output/my_run save_predictions=true ...
-    python tools/visualize_results.py run=output/my_run
+    partseg eval ckpt=output/my_run save_predictions=true ...
+    partseg report run=output/my_run
 
 The page is one HTML file that opens without a server and asks nothing of a network. Arguments are key=value:
     run         folder with results.json and predictions/ (required)
@@ -49,6 +49,23 @@ from partseg.utils.heat import heat_bar, heat_picture, heat_scale
 
 SIDE = 560
 
+GIVEN = {
+    "none": "Nothing is given: the objects and their parts are found.",
+    "truth": "The objects are given, their parts are found.",
+    "given": "The objects are those of a segmenter, their parts are found.",
+}
+"""What a protocol shows of the objects, in a reader's words."""
+
+MEANS = {
+    "mIoU": "mIoU",
+    "mIoU_seen": "seen",
+    "mIoU_unseen": "unseen",
+    "mIoU_harmonic": "harmonic",
+    "fwIoU": "fwIoU",
+    "pACC": "pACC",
+}
+"""Metrics of the table and how its head calls them: six columns fit on a phone."""
+
 SIZES = (0, 0.001, 0.003, 0.01, 0.03, 0.1, 1)
 """Borders of the classes of part sizes, shares of an image."""
 
@@ -86,22 +103,26 @@ def main(options: Options) -> int:
     console = Console(soft_wrap=True)
     segmenter = open_segmenter(content, options, console) if options.attention else None
     names = evaluators_with_predictions(content, folder, options.evaluator)
-    body = [summary(content), training(folder)]
+    body = [summary(content, folder.resolve().name), training(folder)]
     for name in names:
         entry, predictions = content["protocols"][name], folder / "predictions" / name
         node = stored(content["config"]["evaluator"][name], group="evaluator", plugins=options.plugins)
         evaluator = instantiate(node)
         scored = score_images(dataset, evaluator, predictions, title=f"scoring {name}", console=console)
-        body.append(f'<h2 id="{escape(name)}">{escape(name)}</h2>')
+        body.append(
+            f'<h2 id="{escape(name)}">{escape(name)}</h2><p class="note">{GIVEN[evaluator.protocol.objects]}</p>'
+        )
         body += [class_bars(entry), by_size(scored), confusion(entry)]
-        shown = min(options.images, len(scored))
+        shown = options.images
         groups = [("Worst images", scored[:shown]), ("Best images", scored[::-1][:shown])]
+        if len(scored) < 2 * shown:  # nothing twice
+            groups = [("All images, worst first", scored)]
         for title, some in groups:
             body.append(f'<h2>{title}, {escape(name)}</h2><div class="cards">')
             body += [card(dataset, evaluator, predictions, one, segmenter) for one in some]
             body.append("</div>")
     output = options.output or folder / "report.html"
-    html = page.document(f"{content['dataset']['name']}: {options.run.name}", "".join(body))
+    html = page.document(f"{content['dataset']['name']}: {folder.resolve().name}", "".join(body))
     write_atomic(output, html.encode())
     console.print(f"{output} ({output.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0
@@ -199,20 +220,19 @@ def card(
         largest = sorted(maps, key=lambda name: -int((predicted == names.index(name)).sum()))[:6]
         if largest:
             scale = heat_scale([maps[name] for name in largest])
-            heats = [*(heat_picture(tiny, maps[name], scale=scale) for name in largest), heat_bar(scale, width=110)]
+            heats = [heat_picture(tiny, maps[name], scale=scale) for name in largest]
             caption = "attention behind each part, on one scale"
-            cells.append(page.figures(heats, [*largest, "scale"], caption=caption))
+            cells.append(page.figures(heats, largest, caption=caption, scale=heat_bar(scale, width=200)))
     return (
         f'<div class="panel card"><h3>{escape(one.name)}<span>mean IoU {one.iou:.1f}, pixels right {one.accuracy:.1f} %'
         f'</span></h3><div class="row">{"".join(cells)}</div></div>'
     )
 
 
-def summary(content: Mapping[str, Any]) -> str:
+def summary(content: Mapping[str, Any], run: str) -> str:
     """Title, what was evaluated, and the table of means."""
-    keys = ("mIoU", "mIoU_seen", "mIoU_unseen", "mIoU_harmonic", "fwIoU", "pACC")
     rows = [
-        [name, *("none" if (v := entry["metrics"].get(key)) is None else f"{v:.2f}" for key in keys)]
+        [name, *("none" if (v := entry["metrics"].get(key)) is None else f"{v:.2f}" for key in MEANS)]
         for name, entry in content["protocols"].items()
     ]
     data, checkpoint = content["dataset"], content["checkpoint"]
@@ -225,17 +245,24 @@ def summary(content: Mapping[str, Any]) -> str:
         else ""
     )
     return (
-        f"<h1>{escape(data['name'])}</h1>{drawn}<p class='note'>{escape(', '.join(words))}. All scores in percent.</p>"
-        f'<div class="panel">{page.table(("protocol", *keys), rows)}</div><p><nav class="tabs">{links}</nav></p>'
+        f"<h1>{escape(run)}</h1>{drawn}<p class='note'>{escape(', '.join(words))}. Scores in percent; seen, unseen and "
+        "harmonic are means of mIoU.</p>"
+        f'<div class="panel">{page.table(("protocol", *MEANS.values()), rows)}</div>'
+        f'<p><nav class="tabs">{links}</nav></p>'
     )
 
 
 def class_bars(entry: Mapping[str, Any]) -> str:
-    """IoU of the classes that occur in the truth, best first; unseen ones in orange."""
+    """IoU of the classes that occur in the truth, best first; unseen ones in orange, those at 0 by name alone."""
     shown = [c for c in entry["classes"] if c["num_pixels"]]
     shown.sort(key=lambda c: -(c["iou"] or 0))
-    chart = page.bars([page.Bar(f"{c['object']}'s {c['part']}", c["iou"], not c["seen"]) for c in shown])
-    return f'<p class="note">IoU per class. Orange: object not seen in training.</p><div class="panel">{chart}</div>'
+    bars = [page.Bar(f"{c['object']}'s {c['part']}", c["iou"], not c["seen"]) for c in shown]
+    chart = page.bars([bar for bar in bars if bar.value])
+    missed = ", ".join(bar.name for bar in bars if not bar.value)
+    note = f'<p class="note">At 0: {escape(missed)}.</p>' if missed else ""
+    return (
+        f'<p class="note">IoU per class. Orange: object not seen in training.</p><div class="panel">{chart}</div>{note}'
+    )
 
 
 def confusion(entry: Mapping[str, Any]) -> str:

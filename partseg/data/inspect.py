@@ -18,7 +18,7 @@ SPLITS = ("train", "val")
 _REMEDIES = {
     UNREADABLE: "the file is damaged; fetch it again",
     WRONG_SIZE: "photo and label are not of the same release; fetch both again",
-    WRONG_ID: "the label belongs to another data set or numbering",
+    WRONG_ID: "the label belongs to another data set or numbering, or names= has to say what its values mean",
 }
 
 

@@ -157,7 +157,7 @@ def translate(ids: np.ndarray, table: np.ndarray, *, path: str | Path, what: str
         refused = np.unique(ids[labels < 0]).tolist()
         raise ValueError(
             f"label {path} holds {what} ids {refused[:8]}, allowed are 0..{allowed} and {len(table) - 1} for none; "
-            "the file belongs to another data set or numbering"
+            "the file belongs to another data set or numbering, or dataset.names= has to say what its values mean"
         )
     return labels
 

@@ -53,8 +53,7 @@ class Checkpoints:
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep={keep}: at least one checkpoint must be kept, or a killed run cannot resume")
-        evaluators = [metric.split("/")[0] for metric in metrics]
-        if len(set(evaluators)) < len(evaluators):
+        if len({metric.split("/")[0] for metric in metrics}) < len(metrics):
             raise ValueError(f"best.metrics={list(metrics)} names an evaluator twice; give one score of each evaluator")
         self.folder = Path(folder)
         self.config = dict(config)
@@ -96,10 +95,9 @@ class Checkpoints:
         }
         if ema is not None:
             averages = {name: value for name, value in ema.state_dict().items() if name != COUNT}
-            weights = state["model"]
             state["ema"] = ema.state_dict()
-            state["trained"] = {name: weights[name] for name in averages}
-            state["model"] = {**weights, **averages}
+            state["trained"] = {name: state["model"][name] for name in averages}
+            state["model"] = {**state["model"], **averages}
         if scaler is not None and scaler.is_enabled():
             state["scaler"] = scaler.state_dict()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -109,12 +107,15 @@ class Checkpoints:
         self._prune()
         return path
 
-    def offer_best(self, path: Path, *, iteration: int, scores: Mapping[str, float]) -> list[str]:
-        """Make `path` the best checkpoint of every metric whose score beats the best so far; returns these metrics."""
-        best = self.best()
+    def offer_best(
+        self, path: Path, *, iteration: int, scores: Mapping[str, float], used: Mapping[str, str] | None = None
+    ) -> list[str]:
+        """Make `path` the best of every metric whose score (`used` may name another) is; returns these metrics."""
+        best, used = self.best(), used or {}
         better = [m for m in self.metrics if m in scores and (m not in best or scores[m] > best[m]["value"])]
         if better:
-            self._set_best(best | {m: {"value": scores[m], "iteration": iteration, "file": path.name} for m in better})
+            entry = {"iteration": iteration, "file": path.name}
+            self._set_best(best | {m: {"value": scores[m], "score": used.get(m, m), **entry} for m in better})
             self._prune()
         return better
 
@@ -137,7 +138,7 @@ class Checkpoints:
             self._set_best(kept)
 
     def best(self) -> dict[str, dict[str, Any]]:
-        """metric -> {value, iteration, file} of its best checkpoint, for the present metrics that have one."""
+        """metric -> {value, score, iteration, file} of its best checkpoint, for the present metrics that have one."""
         path = self.folder / "best.json"
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return {metric: record[metric] for metric in self.metrics if metric in record}
@@ -195,9 +196,8 @@ def resolve(path: str | Path) -> Path:
 
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint in a `checkpoints/` folder: latest.pt, or the last file where a copy lost the links."""
-    if (folder / "latest.pt").is_file():
-        return folder / "latest.pt"
-    return max(folder.glob("iter_*.pt"), default=None)
+    latest = folder / "latest.pt"
+    return latest if latest.is_file() else max(folder.glob("iter_*.pt"), default=None)
 
 
 def _last_of_detectron2(folder: Path) -> Path | None:

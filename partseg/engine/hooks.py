@@ -178,18 +178,19 @@ class EvalHook(Hook):
         """Offer this iteration's checkpoint as the best one of each metric."""
         checkpoints = self.run.checkpoints
         defined: dict[str, float] = {}
+        used: dict[str, str] = {}
         for metric in checkpoints.metrics:
             # where no class is unseen there is no harmonic mean, and the mean says it all
-            used = metric if scores[metric] is not None else metric.removesuffix("_harmonic")
-            if (score := scores.get(used)) is None:
+            used[metric] = metric if scores[metric] is not None else metric.removesuffix("_harmonic")
+            if (score := scores.get(used[metric])) is None:
                 LOG.warning("best.metrics: %s is not defined on this data; no best by it", metric)
             else:
                 defined[metric] = score
         if not defined:
             return
         path = _saved(checkpoints, trainer)
-        for metric in checkpoints.offer_best(path, iteration=trainer.iteration, scores=defined):
-            LOG.info("best %s so far: %.4g at iteration %d", metric, defined[metric], trainer.iteration)
+        for metric in checkpoints.offer_best(path, iteration=trainer.iteration, scores=defined, used=used):
+            LOG.info("best %s so far: %.4g at iteration %d", used[metric], defined[metric], trainer.iteration)
 
 
 class VisualizeHook(Hook):

@@ -193,6 +193,6 @@ def farewell(directory: Path, *, iteration: int, complete: bool, best: Mapping[s
 
 def outcome(directory: Path, best: Mapping[str, Mapping[str, Any]]) -> str:
     """A finished run in one line: its best scores, and where all scores are."""
-    found = "; ".join(f"{metric} {entry['value']:.2f} at {entry['iteration']}" for metric, entry in best.items())
+    found = "; ".join(f"{e.get('score', metric)} {e['value']:.2f} at {e['iteration']}" for metric, e in best.items())
     written = directory / results.FILE_NAME
     return ", ".join([*([f"best {found}"] if found else []), str(written if written.is_file() else directory)])

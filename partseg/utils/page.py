@@ -22,6 +22,9 @@ from partseg.utils.visualize import palette, short, spots
 _FILES = Path(__file__).parent / "page_files"
 _NOTHING = 65535
 
+MOST_NAMES = 14
+"""Classes of a legend that are shown at once."""
+
 MOST_MARKS, LONGEST_MARKS = 50, 500_000
 """More than a hand draws: each click costs a pass over the photo, half a million characters of outline 0.5 s."""
 
@@ -73,11 +76,11 @@ def viewer(
     found = [k for k in np.argsort(-counts[: len(names)], kind="stable").tolist() if counts[k]]
     colors = palette(tuple(names))
     classes = [{"id": k, "name": names[k], "color": list(colors[k])} for k in found]
-    buttons = "".join(
+    buttons = [
         f'<button type="button" data-id="{c["id"]}"><i style="background: rgb{tuple(c["color"])}"></i>'  # type: ignore[arg-type]
         f"{escape(str(c['name']))} <small>{_share(counts[k] / labels.size)}</small></button>"
         for c, k in zip(classes, found)
-    )
+    ]
     return (
         f'<div class="partseg-viewer" data-classes="{escape(json.dumps(classes))}">'
         + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "")
@@ -85,13 +88,26 @@ def viewer(
         f'<img class="photo" alt="" src="{jpeg_uri(image)}">'
         f'<img class="ids" alt="" src="{_ids_uri(labels, len(names))}">'
         f'<canvas></canvas>{_written(labels, names)}<div class="tip"></div></div>'
-        + (f'<div class="legend">{buttons or "nothing found"}</div>' if legend else "")
+        + (f'<div class="legend">{_folded(buttons) or "nothing found"}</div>' if legend else "")
         + "</div>"
     )
 
 
+def _folded(buttons: Sequence[str]) -> str:
+    """The largest classes; those that are left are a click away, or a noisy picture has a legend of ten screens."""
+    if len(buttons) <= MOST_NAMES + 1:
+        return "".join(buttons)
+    rest = "".join(buttons[MOST_NAMES:])
+    return (
+        f"{''.join(buttons[:MOST_NAMES])}<details><summary>{len(buttons) - MOST_NAMES} more</summary>{rest}</details>"
+    )
+
+
 def _written(labels: Int[np.ndarray, "h w"], names: Sequence[str]) -> str:
-    """Names on the classes that are wide enough for one line in a picture of half a page."""
+    """Names on the classes that are wide enough for one line in a picture of half a page, largest first.
+
+    The script hides those that would cover a larger class's, or leave the picture, at the width that is there.
+    """
     height, width = labels.shape
     found = [(k, spot) for k, spot in spots(labels, len(names)).items() if spot.radius >= 0.02 * width]
     return "".join(
@@ -101,13 +117,20 @@ def _written(labels: Int[np.ndarray, "h w"], names: Sequence[str]) -> str:
     )
 
 
-def figures(images: Sequence[UInt8[np.ndarray, "h w 3"]], names: Sequence[str], *, caption: str) -> str:
-    """HTML of plain pictures in two columns, each with its name, under one caption."""
+def figures(
+    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    names: Sequence[str],
+    *,
+    caption: str,
+    scale: UInt8[np.ndarray, "h w 3"],
+) -> str:
+    """HTML of plain pictures in two columns, each with its name, under one caption and over the bar of their scale."""
     cells = "".join(
         f'<figure><img class="plain" alt="" src="{jpeg_uri(image)}"><figcaption>{escape(name)}</figcaption></figure>'
         for image, name in zip(images, names)
     )
-    return f'<div><figcaption>{escape(caption)}</figcaption><div class="figures">{cells}</div></div>'
+    bar = f'<img class="scale" alt="scale" src="{jpeg_uri(scale)}">'
+    return f'<div><figcaption>{escape(caption)}</figcaption><div class="figures">{cells}</div>{bar}</div>'
 
 
 def bars(values: Sequence[Bar]) -> str:
@@ -209,12 +232,17 @@ def marker_style() -> str:
     return _file("marker.css")
 
 
+def demo_style() -> str:
+    """CSS of what the demo has around them."""
+    return _file("demo.css")
+
+
 def marker_script() -> str:
     """JavaScript of `marker`."""
     return _file("marker.js")
 
 
-def marker(image: UInt8[np.ndarray, "h w 3"], *, target: str, active: bool, caption: str = "") -> str:
+def marker(image: UInt8[np.ndarray, "h w 3"], *, target: str, active: bool, hint: str, caption: str = "") -> str:
     """HTML of a photo to draw on; marks go as JSON into the text field that the CSS selector `target` names.
 
     The page must carry `marker_style` and `marker_script`.
@@ -222,8 +250,7 @@ def marker(image: UInt8[np.ndarray, "h w 3"], *, target: str, active: bool, capt
     return (
         f'<div class="partseg-marker{" active" if active else ""}" data-target="{escape(target)}">'
         f'<div class="stage"><img alt="your photo" src="{jpeg_uri(image)}"><canvas></canvas></div>'
-        '<div class="help"><span>Drag to draw around the object, or click on it. Without a mark the object may be '
-        'anywhere.</span><button type="button">Clear</button></div>'
+        f'<div class="help"><span>{escape(hint)}</span><button type="button">Clear</button></div>'
         f"<figcaption>{escape(caption)}</figcaption></div>"
     )
 

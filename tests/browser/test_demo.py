@@ -80,6 +80,7 @@ def test_nothing_is_wider_than_the_screen(page, photo, screenshots, width):
     page.wait_for_selector(".partseg-marker[data-ready]")
     find(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.wait_for_function("() => document.querySelector('#result').getBoundingClientRect().top < innerHeight / 2")
     page.screenshot(path=screenshots / f"demo_{width}.png", full_page=True)
 
 

@@ -14,6 +14,15 @@ pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]
 
 
+OVERLAPPING = """() => [...document.querySelectorAll('.stage')].filter(stage => {
+  const boxes = [...stage.querySelectorAll('.written')].filter(n => n.style.visibility !== 'hidden')
+    .map(n => n.getBoundingClientRect());
+  return boxes.some((a, i) => boxes.slice(i + 1).some(b =>
+    a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom));
+}).length"""
+"""How many pictures have names that cover each other."""
+
+
 def load_tool(name: str):
     command = ROOT / "partseg" / "commands" / f"{name}.py"
     path = command if command.is_file() else ROOT / "tools" / command.name
@@ -73,4 +82,6 @@ def test_nothing_is_wider_than_the_screen(browser_page, request, screenshots, pa
     browser_page.goto(path.as_uri())
     browser_page.wait_for_selector(".partseg-viewer[data-painted]")
     assert browser_page.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser_page.eval_on_selector_all(".panel", "all => all.every(p => p.scrollWidth <= p.clientWidth)")
+    assert not browser_page.evaluate(OVERLAPPING)
     browser_page.screenshot(path=screenshots / f"{page}_{width}.png", full_page=True)

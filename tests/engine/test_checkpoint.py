@@ -72,8 +72,8 @@ def test_the_last_k_and_the_best_of_each_metric_stay(tmp_path, parts):
     kept = sorted(p.name for p in tmp_path.glob("iter_*"))
     assert kept == [f"iter_000000{i}.pt" for i in (2, 3, 5, 6)]
     assert json.loads((tmp_path / "best.json").read_text()) == {
-        oracle: {"value": 30.0, "iteration": 2, "file": "iter_0000002.pt"},
-        pred_all: {"value": 9.0, "iteration": 3, "file": "iter_0000003.pt"},
+        oracle: {"value": 30.0, "score": oracle, "iteration": 2, "file": "iter_0000002.pt"},
+        pred_all: {"value": 9.0, "score": pred_all, "iteration": 3, "file": "iter_0000003.pt"},
     }
     other = Checkpoints(tmp_path, config={}, keep=2, metrics=["pred_all/mIoU"])
     assert other.offer_best(checkpoints.path(6), iteration=6, scores={"pred_all/mIoU": 1.0})  # starts anew

@@ -10,6 +10,7 @@ from PIL import Image
 from partseg.engine.checkpoint import load
 from partseg.engine.ema import Ema
 from partseg.engine.hooks import CheckpointHook, EvalHook, LogHook, ProfileHook, VisualizeHook
+from partseg.engine.run import outcome
 from partseg.losses.criterion import NonFiniteLossError
 
 
@@ -85,12 +86,15 @@ def test_a_metric_that_is_not_defined_is_said_and_keeps_no_best(tmp_path, tiny, 
     assert run.checkpoints.best() == {}
 
 
-def test_without_unseen_classes_the_best_follows_the_mean(tmp_path, tiny, run_of):
+def test_without_unseen_classes_the_best_follows_the_mean(tmp_path, tiny, run_of, caplog):
     scores = iter([{"toy/mIoU": value, "toy/mIoU_harmonic": None} for value in (1.0, 3.0, 2.0)])
     run = run_of(tmp_path, evaluate=lambda model: next(scores))
     run.checkpoints.metrics = ["toy/mIoU_harmonic"]
-    tiny.trainer(iterations=3, hooks=[EvalHook(run, every=1)]).train()
+    with caplog.at_level("INFO"):
+        tiny.trainer(iterations=3, hooks=[EvalHook(run, every=1)]).train()
     assert run.checkpoints.best()["toy/mIoU_harmonic"]["iteration"] == 2
+    assert "best toy/mIoU so far: 3 at" in caplog.text, "no mean is called a harmonic one"
+    assert outcome(tmp_path, run.checkpoints.best()).startswith("best toy/mIoU 3.00 at 2")
 
 
 def test_averaged_weights_are_the_ones_evaluated(tmp_path, tiny, run_of):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 import partseg
 from partseg.utils.files import scratch_folder
+from partseg.vocabulary.words import vocabulary_of_text
 
 
 @pytest.fixture
@@ -101,3 +103,31 @@ def test_temporary_files_end_with_their_process_or_the_next_one(tmp_path, monkey
         for server in servers:
             server.kill()
             server.communicate()
+
+
+@pytest.fixture
+def clicked(load):
+    """Function: marks -> the demo's mask, of a model that sees two dogs (one with a tail) and a wheel."""
+    labels = np.full((40, 60), 3)
+    labels[5:15, 5:10], labels[5:15, 10:15] = 0, 1
+    labels[5:15, 30:40] = 0
+    labels[25:35, 5:15] = 2
+    predict = lambda image, vocabulary: SimpleNamespace(labels=labels)  # noqa: E731
+    segmenter = SimpleNamespace(predict=predict, input=SimpleNamespace(needs_object=False))
+    page = load("demo").Page(segmenter, max_pixels=10_000, max_parts=300, folder=Path())
+    photo = SimpleNamespace(image=Image.new("RGB", (60, 40)), size=(40, 60))
+    words = vocabulary_of_text("dog: head, tail\ncar: wheel")
+    return lambda *marks: page._mask(photo, words, json.dumps(marks))
+
+
+def test_a_click_takes_the_whole_object_under_it_and_no_other(clicked):
+    expected = np.zeros((40, 60), bool)
+    expected[5:15, 5:15] = True
+    assert np.array_equal(clicked({"click": [7 / 60, 10 / 40]}), expected)
+    expected[5:15, 30:40] = True
+    assert np.array_equal(clicked({"click": [12 / 60, 10 / 40]}, {"click": [35 / 60, 8 / 40]}), expected)
+
+
+def test_a_click_on_nothing_says_so(clicked):
+    with pytest.raises(ValueError, match="sees no object where you clicked; draw around the object"):
+        clicked({"click": [0.9, 0.9]})

@@ -209,6 +209,7 @@ def test_the_page_cuts_what_is_drawn_around(load, run, tmp_path):
         names.count("dog") == 1 and "segment 1" in names and all(each["segmentation"] for each in written["segments"])
     )
     html, status, _ = page.find_parts(*asked, json.dumps([{"click": [0.5, 0.5]}]))
-    assert not html and "draw around the object" in status
+    assert not html and "draw around it" in status
+    assert "draw around it" in page.find_parts(*asked, "[]")[1], "the message is the page's, not the library's"
     _, status, _ = page.find_parts(str(tmp_path / "x.png"), "dog: head", "pred_all", None, "[]")
     assert "cuts a given object into parts" in status

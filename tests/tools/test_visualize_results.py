@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from partseg.utils import page
 from partseg.utils.config import compose
 
 
@@ -46,13 +47,14 @@ def test_page_holds_everything_and_asks_for_nothing(visualize, evaluated):
 
 
 def test_images_come_worst_first(visualize, evaluated):
-    visualize(f"run={evaluated}", "evaluator=oracle_obj", "images=5", "attention=false")
-    html = (evaluated / "report.html").read_text(encoding="utf-8")
-    scores = [float(score) for score in re.findall(r"mean IoU ([0-9.]+), pixels", html)]
-    worst, best = scores[:5], scores[5:]
-    assert worst == sorted(worst)
-    assert best == worst[::-1]
-    assert "attention behind" not in html
+    pages = []
+    for images in (2, 5):
+        visualize(f"run={evaluated}", "evaluator=oracle_obj", f"images={images}", "attention=false")
+        pages.append((evaluated / "report.html").read_text(encoding="utf-8"))
+    some, every = ([float(score) for score in re.findall(r"mean IoU ([0-9.]+), pixels", html)] for html in pages)
+    assert len(every) == 5 and every == sorted(every), "nothing twice where all fit"
+    assert some == [*every[:2], *every[:-3:-1]]
+    assert "attention behind" not in pages[0] and "The objects are given" in pages[0]
 
 
 def test_a_training_split_is_shown_as_it_was_evaluated(load, visualize, toy_overrides, tmp_path):
@@ -83,6 +85,23 @@ def test_confusion_is_shown_within_each_object(load):
     assert 'title="head as other parts: 30.0%"' in html, "another object's and absent ones of its own"
 
 
+def test_classes_that_were_never_found_are_listed_not_drawn(load):
+    one = {"object": "dog", "num_pixels": 9, "seen": True}
+    classes = [one | {"part": part, "iou": iou} for part, iou in (("head", 12.5), ("tail", 0.0), ("leg", None))]
+    html = load("visualize_results").class_bars({"classes": [*classes, one | {"part": "ear", "num_pixels": 0}]})
+    assert html.count('class="track"') == 1 and "At 0: dog&#x27;s tail, dog&#x27;s leg." in html and "ear" not in html
+
+
+def test_a_legend_of_many_names_is_folded():
+    names = [f"part {i}" for i in range(40)]
+    labels = np.arange(40).repeat(10).reshape(20, 20)
+    html = page.viewer(np.zeros((20, 20, 3), np.uint8), labels, names)
+    shown, rest = html.split("<details>")
+    assert shown.count("<button") == page.MOST_NAMES and f"{40 - page.MOST_NAMES} more" in rest
+    assert rest.count("<button") == 40 - page.MOST_NAMES
+    assert "<details>" not in page.viewer(np.zeros((20, 20, 3), np.uint8), labels % (page.MOST_NAMES + 1), names)
+
+
 def test_small_parts_and_training_curves_are_shown(load, tmp_path):
     tool = load("visualize_results")
     one = tool.Scored(0, "a", 50.0, 60.0, parts=((0.02, 0.25), (0.03, 0.75), (0.5, 1.0)))
@@ -108,8 +127,11 @@ def test_runs_are_compared_image_by_image(load, evaluated, tmp_path):
     html = out.read_text(encoding="utf-8")
     assert html.count('class="panel card"') == 2 and html.count('class="partseg-viewer" data-classes=') == 6
     assert "out: mean IoU" in html and "other: mean IoU 0.0" in html and "Drawn pictures" in html
-    with pytest.raises(ValueError, match="names 1 run; give two"):
-        tool.main(tool.Options(str(evaluated)))
+    paths = [tmp_path / name / "seed1" for name in ("clip", "cat")]
+    assert tool.called(paths) == {paths[0]: "clip/seed1", paths[1]: "cat/seed1"}, "seed1 alone would be both"
+    for one in (f"{evaluated}", f"{evaluated},{evaluated}"):
+        with pytest.raises(ValueError, match="names 1 run; give two"):
+            tool.main(tool.Options(one))
     content = json.loads((other / "results.json").read_text())
     content["dataset"]["manifest_hash"] = "x"
     (other / "results.json").write_text(json.dumps(content))

@@ -47,7 +47,20 @@
       button.addEventListener("click", () => { pinned = pinned === id ? null : id; light(pinned); });
     });
     paint(canvas, labels, classes, null);
+    new ResizeObserver(() => arrange(stage)).observe(stage);
     viewer.dataset.painted = "1";
+  }
+
+  function arrange(stage) {
+    const whole = stage.getBoundingClientRect();
+    const taken = [];
+    for (const name of stage.querySelectorAll(".written")) {
+      const box = name.getBoundingClientRect();
+      const covered = taken.some((b) => box.left < b.right && b.left < box.right && box.top < b.bottom && b.top < box.bottom);
+      const outside = box.left < whole.left || box.right > whole.right;
+      name.style.visibility = covered || outside ? "hidden" : "visible";
+      if (!covered && !outside) taken.push(box);
+    }
   }
 
   function readIds(image) {
