@@ -178,4 +178,8 @@ class Heads(nn.Module):
 
     def masks(self, features: Sequence[Tensor], boxes: list[Float[Tensor, "r 4"]]) -> Float[Tensor, "R 28 28"]:
         """Class-agnostic mask logits inside each box."""
-        return self.mask_logits(self.mask(pool(features, boxes, MASK_SIDE // 2)))[:, 0]
+        return self.mask_head(pool(features, boxes, MASK_SIDE // 2))
+
+    def mask_head(self, pooled: Float[Tensor, "R c 14 14"]) -> Float[Tensor, "R 28 28"]:
+        """Logits of pooled regions."""
+        return self.mask_logits(self.mask(pooled))[:, 0]
