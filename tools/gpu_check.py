@@ -37,8 +37,6 @@ from partseg.utils.config import compose, config_dir, instantiate
 from partseg.utils.files import json_bytes, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = {"fp32": 1e-3, "compiled": 1e-3, "tf32": 3e-2, "bf16": 1e-1}
-"""Errors of a step relative to the CPU's fp32, above which a device is wrong and not only rough."""
 BATCHES, CLASSES = (1, 8, 32), (116, 234, 1000)
 
 
@@ -81,9 +79,8 @@ def tests(device: torch.device, output: Path) -> dict[str, Any]:
 def errors(device: torch.device, output: Path, model: str) -> dict[str, Any]:
     """Relative errors of a step in every arithmetic."""
     figures = agreement.agreement(model, device=device)
-    wrong = {k: v for k, v in figures.items() if max(v["loss"], v["gradients"], v["outputs"]) > LIMITS[k]}
-    if wrong:
-        raise RuntimeError(f"errors above {LIMITS}: {wrong}")
+    if wrong := agreement.wrong(figures):
+        raise RuntimeError(f"errors above {agreement.LIMITS}: {wrong}")
     return figures
 
 
