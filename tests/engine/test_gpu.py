@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from partseg.engine.benchmark.agreement import agreement, wrong
+from partseg.engine.benchmark.agreement import agreement, compiled, wrong
 from partseg.engine.benchmark.inputs import random_batch
 from partseg.engine.build import build_model
 from partseg.engine.trainer import Trainer
@@ -21,6 +21,11 @@ CUDA = torch.device("cuda", 0)
 @pytest.mark.parametrize("name", TINY)
 def test_a_step_is_that_of_the_cpu(name):
     assert not wrong(agreement(name, device=CUDA))
+
+
+def test_a_compiled_step_is_that_of_the_cpu():
+    """The other systems' are steps of scripts/gpu_check.sh: compiling takes them minutes."""
+    assert not wrong(compiled("part_clipseg_tiny", device=CUDA))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

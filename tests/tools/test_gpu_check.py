@@ -37,17 +37,20 @@ def test_every_step_counts_by_itself(tool, tmp_path):
         tool.Step("overfit", 0),
         tool.Step("tests", 300),
         tool.Step("errors", 300, ("clipseg_tiny",)),
+        tool.Step("compiled", 300, ("clipseg_tiny",)),
     ]
     tool.check(chosen, device="cpu", output=tmp_path, minutes=12)
-    broken, slow, skipped, passed = json.loads((tmp_path / "gpu_check.json").read_text())["steps"]
+    broken, slow, skipped, passed, compiled = json.loads((tmp_path / "gpu_check.json").read_text())["steps"]
     assert broken["state"] == "failed" and "no_such_model" in broken["why"]
     assert slow["state"] == "failed" and slow["why"] == "it took longer than 0 s"
     assert skipped["state"] == "left out" and skipped["figures"] == {"skipped": "they need a GPU"}
-    assert passed["state"] == "passed" and set(passed["figures"]) == {"fp32", "compiled", "bf16_cpu"}
+    assert passed["state"] == "passed" and set(passed["figures"]) == {"fp32", "bf16_cpu"}
     assert passed["figures"]["fp32"] == {"outputs": 0, "loss": 0, "gradients": 0}  # the CPU against itself
     assert 0 < passed["figures"]["bf16_cpu"]["loss"] < 0.1
+    assert compiled["state"] == "passed" and max(compiled["figures"]["compiled"].values()) < 1e-3
     lines = (tmp_path / "gpu_check.md").read_text().splitlines()
-    assert len(lines) == 6 and lines[-1].startswith("| errors clipseg_tiny | passed |")
+    assert lines[0].startswith("CPU, at tiny size, torch 2") and lines[0].endswith("2 failed, 1 left out, 2 passed")
+    assert len(lines) == 9 and lines[-2].startswith("| errors clipseg_tiny | passed |")
 
 
 @pytest.mark.parametrize(
