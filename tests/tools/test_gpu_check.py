@@ -80,6 +80,10 @@ def test_devices_draw_the_same_and_drop_nothing():
 def test_what_would_start_too_late_is_left_out(tool, tmp_path):
     result = tool.check([tool.Step("overfit", 60)], device="cpu", output=tmp_path, minutes=0)
     assert result["steps"][0]["state"] == "left out" and "0 minutes are over" in result["steps"][0]["why"]
+    result = tool.check(
+        [tool.Step("overfit", 60)], device="cpu", output=tmp_path, minutes=0.01
+    )  # or does not end in it
+    assert result["steps"][0]["state"] == "left out" and "0.01 minutes are over" in result["steps"][0]["why"]
 
 
 def test_the_plan_fits_into_its_time(tool):
