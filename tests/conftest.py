@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 import multiprocessing
 import os
 import sys
@@ -15,6 +16,7 @@ import torch
 
 from partseg.engine.checkpoint import Checkpoints
 from partseg.engine.run import plain
+from partseg.engine.writers import LOG
 from partseg.utils.config import compose, instantiate
 from toy_world.writer import ToyOptions, write_toy
 
@@ -32,6 +34,17 @@ def _one_thread_and_a_seed():
     """Two threads at most and a fixed seed, so that a test means the same on every machine."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _log_closed_afterwards():
+    """A command that a test calls starts the log of its process, which is that of the next test."""
+    yield
+    for handler in list(LOG.handlers):
+        LOG.removeHandler(handler)
+        handler.close()
+    LOG.propagate = True
+    LOG.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True, scope="session")

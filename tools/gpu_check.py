@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,6 @@ from partseg.utils.config import compose, config_dir, instantiate
 from partseg.utils.files import json_bytes, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = {"fp32": 1e-3, "compiled": 1e-3, "tf32": 3e-2, "bf16": 1e-1}
-"""Errors of a step relative to the CPU's fp32, above which a device is wrong and not only rough."""
 BATCHES, CLASSES = (1, 8, 32), (116, 234, 1000)
 
 
@@ -53,9 +52,10 @@ class Step:
 
 def steps(device: str) -> Iterator[Step]:
     """All parts, in order: what is cheap and tells most comes first."""
+    models = sorted(path.stem for path in (config_dir() / "model").glob("*_tiny.yaml"))
     yield Step("tests", 240)
-    for path in sorted((config_dir() / "model").glob("*_tiny.yaml")):
-        yield Step("errors", 120, (path.stem,))
+    for model in models:
+        yield Step("errors", 120, (model,))
     yield Step("overfit", 60)
     yield Step("resume", 120)
     yield Step("processes", 120)
@@ -64,6 +64,8 @@ def steps(device: str) -> Iterator[Step]:
         for count in classes:
             for batch in batches if kind == "train" else (1,):
                 yield Step(kind, 60, (str(batch), str(count)))
+    for model in models:
+        yield Step("compiled", 180, (model,))
 
 
 # What the steps do; each returns its figures and raises when it failed ------------------------------------------------
@@ -81,9 +83,16 @@ def tests(device: torch.device, output: Path) -> dict[str, Any]:
 def errors(device: torch.device, output: Path, model: str) -> dict[str, Any]:
     """Relative errors of a step in every arithmetic."""
     figures = agreement.agreement(model, device=device)
-    wrong = {k: v for k, v in figures.items() if max(v["loss"], v["gradients"], v["outputs"]) > LIMITS[k]}
-    if wrong:
-        raise RuntimeError(f"errors above {LIMITS}: {wrong}")
+    if wrong := agreement.wrong(figures):
+        raise RuntimeError(f"errors above {agreement.LIMITS}: {wrong}")
+    return figures
+
+
+def compiled(device: torch.device, output: Path, model: str) -> dict[str, Any]:
+    """Relative errors of a compiled step."""
+    figures = agreement.compiled(model, device=device)
+    if wrong := agreement.wrong(figures):
+        raise RuntimeError(f"errors above {agreement.LIMITS}: {wrong}")
     return figures
 
 
@@ -151,7 +160,7 @@ def evaluate(device: torch.device, output: Path, batch: str, classes: str) -> di
 
 
 DO: dict[str, Callable[..., dict[str, Any]]] = {
-    f.__name__: f for f in (tests, errors, overfit, resume, processes, train, evaluate)
+    f.__name__: f for f in (tests, errors, overfit, resume, processes, train, evaluate, compiled)
 }
 
 
@@ -213,15 +222,23 @@ class Options:
 def check(chosen: Sequence[Step], *, device: str, output: Path, minutes: float) -> dict[str, Any]:
     """Run the steps one after another; the result so far is on the disk after each."""
     end = time.monotonic() + 60 * minutes
-    result: dict[str, Any] = {"device": device, "environment": env.report(), "steps": []}
+    result: dict[str, Any] = {
+        "device": device,
+        "machine": f"{_name(device)}, torch {torch.__version__}",
+        "environment": env.report(),
+        "steps": [],
+    }
     for step in chosen:
         start = time.monotonic()
         entry: dict[str, Any] = {"step": " ".join([step.name, *step.arguments])}
-        limit = min(step.seconds * (1 if device == "cuda" else 5), end - start)  # tests share their CPU with others
+        limit = step.seconds * (1 if device == "cuda" else 5)  # tests share their CPU with others
         if start >= end:
             entry |= {"state": "left out", "why": f"{minutes} minutes are over"}
         else:
-            entry |= _run(step, device=device, output=output, seconds=limit)
+            entry |= _run(step, device=device, output=output, seconds=min(limit, end - start))
+            if entry["state"] == "too long":
+                over = time.monotonic() >= end and end - start < limit
+                entry |= {"state": "left out", "why": f"{minutes} minutes are over"} if over else {"state": "failed"}
         entry["seconds"] = round(time.monotonic() - start, 1)
         result["steps"].append(entry)
         print(f"{entry['step']}: {entry['state']} in {entry['seconds']} s {entry.get('why', '')}", flush=True)
@@ -242,7 +259,7 @@ def _run(step: Step, *, device: str, output: Path, seconds: float) -> dict[str, 
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        return {"state": "failed", "why": f"it took longer than {seconds:.0f} s"}
+        return {"state": "too long", "why": f"it took longer than {seconds:.0f} s"}
     if process.returncode:
         lines = error.strip().splitlines() or [f"exit code {process.returncode}"]
         return {"state": "failed", "why": lines[-1][:300]}
@@ -251,13 +268,23 @@ def _run(step: Step, *, device: str, output: Path, seconds: float) -> dict[str, 
 
 
 def table(result: dict[str, Any]) -> Iterator[str]:
-    """The Markdown table: a line per step."""
+    """The Markdown table: where it was measured and how it ended, then a line per step."""
+    states = Counter(entry["state"] for entry in result["steps"])
+    yield f"{result['machine']}: {', '.join(f'{count} {state}' for state, count in sorted(states.items()))}"
+    yield ""
     yield "| step | state | seconds | figures |"
     yield "|---|---|---|---|"
     for entry in result["steps"]:
         figures = entry.get("figures", {"": entry.get("why", "")})
         shown = ", ".join(f"{name} {_shown(value)}".strip() for name, value in figures.items())
         yield f"| {entry['step']} | {entry['state']} | {entry['seconds']} | {shown} |"
+
+
+def _name(device: str) -> str:
+    """The GPUs, or that there is a CPU only."""
+    if device != "cuda":
+        return "CPU, at tiny size"
+    return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
 
 
 def _shown(value: Any) -> str:

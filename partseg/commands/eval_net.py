@@ -23,7 +23,8 @@ from partseg.engine import scores
 from partseg.engine.build import evaluation_set
 from partseg.engine.checkpoint import digest, load, load_model, resolve
 from partseg.engine.launch import device_of, launch
-from partseg.engine.run import plain
+from partseg.engine.run import log_beginning, plain, stage
+from partseg.engine.writers import start_log
 from partseg.evaluation import plots, results
 from partseg.evaluation.naming import Named
 from partseg.evaluation.predictions import PredictionWriter
@@ -60,12 +61,17 @@ def own_dataset(cfg: DictConfig) -> None:
 
 def evaluate(cfg: DictConfig) -> None:
     """One process of the evaluation."""
+    start_log(None)
+    log_beginning()
     device = device_of(cfg)
     devices.set_tf32(cfg.train.tf32)
-    model, trained, trained_config = load_model(cfg.ckpt, plugins=cfg.plugins)
+    with stage("checkpoint"):
+        model, trained, trained_config = load_model(cfg.ckpt, plugins=cfg.plugins)
     if cfg.names is not None:
-        model = Named(model, load_model(cfg.names, plugins=cfg.plugins)[0])
-    dataset = evaluation_set(cfg, model.input)  # type: ignore[arg-type]
+        with stage("names"):
+            model = Named(model, load_model(cfg.names, plugins=cfg.plugins)[0])
+    with stage("data set"):
+        dataset = evaluation_set(cfg, model.input)  # type: ignore[arg-type]
     vocabulary = evaluation_vocabulary(
         trained,
         dataset.vocabulary,
@@ -87,8 +93,10 @@ def evaluate(cfg: DictConfig) -> None:
         distributed.from_main(writer.begin)
     console = Console()
     hidden = not (distributed.is_main() and console.is_terminal)
+    with stage("network on its device"):
+        model = model.to(device)
     evaluation = run(
-        model.to(device),
+        model,
         track(loader, f"evaluating {dataset.name}", console=console, disable=hidden, transient=True),
         vocabulary=vocabulary,
         predictor=instantiate(cfg.predictor),

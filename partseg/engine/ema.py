@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 COUNT = "n_averaged"
-Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class Ema:
@@ -18,7 +17,8 @@ class Ema:
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         if not 0 < decay < 1:
             raise ValueError(f"train.ema_decay={decay} is not between 0 and 1, for example 0.999; null switches it off")
-        self._averaged = AveragedModel(model, multi_avg_fn=_average_of(decay), use_buffers=True)
+        self._averaged = AveragedModel(model)
+        self._average = get_ema_multi_avg_fn(decay)
         for own, averaged in zip(model.parameters(), self.module.parameters(), strict=True):
             if not own.requires_grad:
                 averaged.data = own.data
@@ -32,8 +32,19 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the weights; the first time it becomes them."""
-        self._averaged.update_parameters(model)
+        """Move the average towards the weights; the first time it becomes them.
+
+        AveragedModel's own update sends its count to the device for each kind of tensor, and waits for that.
+        """
+        averaged, current = ([*each.parameters(), *each.buffers()] for each in (self.module, model))
+        for kind in {each.dtype for each in averaged}:
+            pairs = [(a, c.detach()) for a, c in zip(averaged, current, strict=True) if a.dtype == kind]
+            if self._averaged.n_averaged and (kind.is_floating_point or kind.is_complex):
+                self._average([a for a, _ in pairs], [c for _, c in pairs], 0)
+                continue
+            for own, new in pairs:  # counts, positions and flags are copied, not rounded down
+                own.copy_(new)
+        self._averaged.n_averaged += 1
 
     def state_dict(self) -> dict[str, Tensor]:
         """Averages of trained parameters and of buffers by name, and how many steps are in them."""
@@ -54,18 +65,3 @@ class Ema:
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(state[name] if name in state else torch.ones_like(value) if name == COUNT else value)
-
-
-def _average_of(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """The moving average of tensors of one kind; counts, positions and flags (buffers) are copied, not rounded down."""
-    average = get_ema_multi_avg_fn(decay)
-
-    @torch.no_grad()
-    def update(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
-        if averaged[0].is_floating_point() or averaged[0].is_complex():
-            average(averaged, current, count)
-            return
-        for own, new in zip(averaged, current, strict=True):
-            own.copy_(new)
-
-    return update

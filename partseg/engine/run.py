@@ -43,7 +43,7 @@ def open_run(config: DictConfig) -> Iterator[tuple[Path, dict[str, Any] | None]]
     with ExitStack() as stack:
         directory, found = distributed.from_main(lambda: _claim(config, stack))
         try:
-            _log_beginning()
+            log_beginning()
             _check_same_settings(config)
             state = None if found is None else _same_on_all(found)
             if state is not None:
@@ -56,7 +56,7 @@ def open_run(config: DictConfig) -> Iterator[tuple[Path, dict[str, Any] | None]]
             raise
 
 
-def _log_beginning() -> None:
+def log_beginning() -> None:
     """What came before the first line of the log: imports, and processes that found each other."""
     launched = distributed.world_size() > 1
     seconds = env.seconds_since_start(os.getpid(), *([os.getppid()] if launched else []))

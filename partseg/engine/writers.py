@@ -44,12 +44,12 @@ class Writer(Protocol):
 
 
 def start_log(directory: Path | None) -> None:
-    """Messages of partseg go to the console and, on rank 0 (`directory` given), to log.txt; other ranks only warn."""
+    """Messages of partseg go to the console and, where a `directory` is given, to its log.txt; only rank 0 informs."""
     for handler in list(LOG.handlers):
         LOG.removeHandler(handler)
         handler.close()
     LOG.propagate = False
-    LOG.setLevel(logging.INFO if directory else logging.WARNING)
+    LOG.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
     handlers: list[logging.Handler] = [_ConsoleHandler()]
     if directory:
         handlers.append(logging.FileHandler(directory / "log.txt", encoding="utf-8"))

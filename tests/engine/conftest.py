@@ -1,15 +1,12 @@
 """The tiny run: as a module, in forked processes, and as a command."""
 
 import importlib.util
-import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from partseg.engine import writers
 
 SCRIPT = Path(__file__).parent / "tiny.py"
 
@@ -37,16 +34,6 @@ def run_of(tiny):
     for run in made:
         for writer in run.writers:
             writer.close()
-
-
-@pytest.fixture(autouse=True)
-def _log_closed_afterwards():
-    yield
-    for handler in list(writers.LOG.handlers):
-        writers.LOG.removeHandler(handler)
-        handler.close()
-    writers.LOG.propagate = True
-    writers.LOG.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

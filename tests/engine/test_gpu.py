@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from partseg.engine.benchmark.agreement import agreement
+from partseg.engine.benchmark.agreement import agreement, compiled, wrong
 from partseg.engine.benchmark.inputs import random_batch
 from partseg.engine.build import build_model
 from partseg.engine.trainer import Trainer
@@ -20,8 +20,12 @@ CUDA = torch.device("cuda", 0)
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_step_is_that_of_the_cpu(name):
-    for arithmetic, errors in agreement(name, device=CUDA).items():
-        assert max(errors.values()) < (1e-3 if arithmetic in ("fp32", "compiled") else 1e-1), (arithmetic, errors)
+    assert not wrong(agreement(name, device=CUDA))
+
+
+def test_a_compiled_step_is_that_of_the_cpu():
+    """The other systems' are steps of scripts/gpu_check.sh: compiling takes them minutes."""
+    assert not wrong(compiled("part_clipseg_tiny", device=CUDA))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import logging
 import multiprocessing
 import os
 import signal
@@ -70,17 +69,6 @@ def overrides(data_root) -> Callable[[Path], list[str]]:
 def settings(overrides, tmp_path) -> list[str]:
     """The overrides for `tmp_path/run`."""
     return overrides(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def _log_closed_afterwards():
-    yield
-    log = logging.getLogger("partseg")
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
-    log.propagate = True
-    log.setLevel(logging.NOTSET)
 
 
 class Program:

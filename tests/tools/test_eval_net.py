@@ -1,6 +1,7 @@
 """tools/eval_net.py from the command line to results.json, and what it refuses."""
 
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,13 @@ def test_the_result_goes_to_the_run_directory(toy_overrides, toy_run, tool):
     assert tool.output_folder(compose("eval", overrides), "toys") == toy_run
     crossing = compose("eval", [*overrides, "cross_dataset=true"])
     assert tool.output_folder(crossing, "toys") == toy_run / "toys"
+
+
+def test_the_start_is_logged_stage_by_stage(toy_overrides, tool, capsys, tmp_path):
+    tool.evaluate(compose("eval", [*toy_overrides, "evaluator=oracle_obj", "eval.limit_images=1"]))
+    lines = re.findall(r"start: (.*), [\d.]+ s", capsys.readouterr().out)
+    assert lines[1:] == ["checkpoint", "data set", "network on its device"] and lines[0] == "1 processes"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.json"]
 
 
 def test_a_missing_checkpoint_is_named(toy_overrides, tool):

@@ -62,6 +62,7 @@ class CatSeg(nn.Module):
     """
 
     saves_memory = ("model.recompute=true",)
+    passes: tuple[str, ...] = ("backbone.encode_tokens", "logits")
     aggregator_class: type[Aggregator] = Aggregator
 
     def __init__(

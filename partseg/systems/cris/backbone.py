@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from partseg.backbones.clip_layouts import resize_position
 from partseg.backbones.clip_vit import clip_config
 from partseg.text.encoder import clip_tokenizer, tokenize
+from partseg.utils.devices import send
 
 
 class ClipResNet(nn.Module):
@@ -111,7 +112,7 @@ class ClipResNet(nn.Module):
     ) -> tuple[Float[Tensor, "E L W"], Bool[Tensor, "E L"], Float[Tensor, "E D"]]:
         """Features per token, which tokens are padding, and the features of the whole phrases."""
         tokens = tokenize(self.tokenizer, phrases, context_length=self.word_length, cut=self.cut_long)
-        return self.encode_tokens(tokens.to(self.clip.positional_embedding.device))
+        return self.encode_tokens(send(tokens, self.clip.positional_embedding.device))
 
     def encode_tokens(
         self, tokens: Int[Tensor, "E L"]

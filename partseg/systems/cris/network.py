@@ -73,6 +73,7 @@ class Cris(nn.Module):
     """
 
     weight_layouts = LAYOUTS
+    passes = ("backbone.encode_tokens", "pair_logits")
 
     def __init__(
         self,
@@ -125,14 +126,13 @@ class Cris(nn.Module):
             raise ValueError("this system is trained on phrases: set augmentation.about=phrase")
         if self.training:
             self._check_statistics(len(batch))
-        branches = self.neck.branches(*self.backbone.encode_image(batch.images))
         words, padding, state = self.backbone.encode_phrases(batch.phrases)
         devices = [batch.images.device] if batch.images.is_cuda else []
         # dropout is a function of the batch, not of what ran before: a resumed run goes on as if it had not stopped
         with torch.random.fork_rng(devices, enabled=self.training):
             if self.training:
                 torch.manual_seed(zlib.crc32("\n".join((*batch.names, *batch.phrases)).encode()))
-            return CrisOutputs(self._logits(branches, CrisPrompts(words, padding, state)))
+            return CrisOutputs(self.pair_logits(batch.images, CrisPrompts(words, padding, state)))
 
     def _check_statistics(self, count: int) -> None:
         synced = distributed.world_size() > 1 and any(isinstance(m, nn.SyncBatchNorm) for m in self.modules())
@@ -141,6 +141,10 @@ class Cris(nn.Module):
                 "a micro-batch of one image has no statistics for batch normalisation: train.batch_size must be at "
                 "least twice train.accumulation times the number of processes, or train.sync_batch_norm=true on several"
             )
+
+    def pair_logits(self, images: Tensor, prompts: CrisPrompts) -> Float[Tensor, "B h w"]:
+        """Logits of as many images as prompts, each image with its own."""
+        return self._logits(self.neck.branches(*self.backbone.encode_image(images)), prompts)
 
     def _logits(self, branches: tuple[Tensor, Tensor, Tensor], prompts: CrisPrompts) -> Float[Tensor, "N h w"]:
         """Logits of pairs: branches and prompts are of the same length."""

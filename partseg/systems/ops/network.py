@@ -74,6 +74,7 @@ class Ops(nn.Module):
     """
 
     saves_memory = ("model.shape.queries",)
+    passes = ("segment",)
 
     def __init__(
         self,
@@ -109,6 +110,16 @@ class Ops(nn.Module):
         parts = build(self.shape, channels=4 if aware_before else 3)
         self.backbone, self.pixel_decoder, self.decoder, self.class_head = parts
         set_trainable(self, trainable)
+
+    def train(self, mode: bool = True) -> Ops:
+        """As every module, but transformers' encoder stays in evaluation mode.
+
+        It has no dropout. In training it looks for infinite values after each layer and cuts them, which Mask2Former's
+        authors do not: a wait for the device per layer, and no single graph to compile.
+        """
+        super().train(mode)
+        self.pixel_decoder.encoder.eval()  # type: ignore[union-attr,operator]
+        return self
 
     @property
     def weight_layouts(self) -> tuple[WeightLayout, ...]:

@@ -82,6 +82,7 @@ class PartCatSeg(CatSeg):
 
     aggregator: PartAggregator
     aggregator_class = PartAggregator
+    passes = ("backbone.encode_tokens", "volumes")
 
     def _start_background(self, kind: BackgroundKind, *, seed: int) -> None:
         if kind == "none":
@@ -111,7 +112,7 @@ class PartCatSeg(CatSeg):
         prompts = self.encode_text(batch.vocabulary)
         assert isinstance(prompts, PartCatSegPrompts)
         wanted = bool(reads & {"object", "part"})
-        found = self.volumes(batch.images / 255, prompts, shared_logits=wanted, costs="composition" in reads)
+        found = self.volumes(batch.images / 255, prompts.texts, shared_logits=wanted, costs="composition" in reads)
         size, num_parts = (batch.images.shape[2], batch.images.shape[3]), batch.vocabulary.num_parts
         shared = None if found.shared is None else resized(found.shared, size)
         composition = None
@@ -127,16 +128,14 @@ class PartCatSeg(CatSeg):
     def volumes(
         self,
         images: Float[Tensor, "B 3 H W"],
-        prompts: PartCatSegPrompts,
+        texts: PartTexts,
         *,
         shared_logits: bool = True,
         costs: bool = False,
     ) -> PartVolumes:
         """What the aggregator makes of images 0..1."""
         features, guidance = self.features(images)
-        return self.aggregator.volumes(
-            features.cells, prompts.texts, guidance, shared_logits=shared_logits, costs=costs
-        )
+        return self.aggregator.volumes(features.cells, texts, guidance, shared_logits=shared_logits, costs=costs)
 
     def logits(
         self, images: Float[Tensor, "B 3 H W"], classes: PartCatSegPrompts | Float[Tensor, "T prompts D"]
@@ -144,7 +143,7 @@ class PartCatSeg(CatSeg):
         """Object-parts and background, then objects and background where the gate reads them; or phrases."""
         if isinstance(classes, Tensor):
             return super().logits(images, classes)
-        found = self.volumes(images, classes, shared_logits=self.object_gate)
+        found = self.volumes(images, classes.texts, shared_logits=self.object_gate)
         if found.shared is None:
             return found.pairs
         return torch.cat([found.pairs, found.shared[:, classes.vocabulary.num_parts :]], dim=1)

@@ -76,13 +76,12 @@ def pool(features: Sequence[Tensor], boxes: Sequence[Float[Tensor, "r 4"]], size
 
     torchvision's MultiScaleRoIAlign has no `aligned`; values differ by up to 2 without it.
     """
-    counts = torch.tensor([len(each) for each in boxes], device=features[0].device)
-    images = torch.arange(len(boxes), device=counts.device).repeat_interleave(counts)
+    images = torch.cat([each.new_full((len(each), 1), i) for i, each in enumerate(boxes)])
     flat = torch.cat(list(boxes))
     sides = ((flat[:, 2] - flat[:, 0]) * (flat[:, 3] - flat[:, 1])).sqrt()
     levels = (4 + torch.log2(sides / 224 + 1e-8)).floor().clamp(2, 1 + POOLED_LEVELS).long() - 2
     pooled = features[0].new_zeros(len(flat), features[0].shape[1], size, size)
-    rois = torch.cat([images[:, None].to(flat.dtype), flat], 1).to(features[0].dtype)
+    rois = torch.cat([images, flat], 1).to(features[0].dtype)
     for level, (feature, stride) in enumerate(zip(features[:POOLED_LEVELS], STRIDES)):
         chosen = (levels == level).nonzero()[:, 0]
         values = roi_align(feature, rois[chosen], size, 1 / stride, sampling_ratio=0, aligned=True)
@@ -178,4 +177,8 @@ class Heads(nn.Module):
 
     def masks(self, features: Sequence[Tensor], boxes: list[Float[Tensor, "r 4"]]) -> Float[Tensor, "R 28 28"]:
         """Class-agnostic mask logits inside each box."""
-        return self.mask_logits(self.mask(pool(features, boxes, MASK_SIDE // 2)))[:, 0]
+        return self.mask_head(pool(features, boxes, MASK_SIDE // 2))
+
+    def mask_head(self, pooled: Float[Tensor, "R c 14 14"]) -> Float[Tensor, "R 28 28"]:
+        """Logits of pooled regions."""
+        return self.mask_logits(self.mask(pooled))[:, 0]

@@ -84,6 +84,12 @@ class VlPart(nn.Module):
         frozen = frozenset(name for name, _ in self.named_parameters() if name.startswith("text."))
         set_trainable(self, trainable, unused=frozen)
 
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """All but what lies between: proposals, their suppression, sampling and pooling differ with every picture."""
+        stages = tuple(f"heads.stages.{stage}.forward" for stage in range(len(self.heads.stages)))
+        return ("backbone.forward", "rpn.head.forward", *stages, "heads.mask_head")
+
     # ---- words -------------------------------------------------------------------------------------------------------
     def encode_text(self, words: Words) -> Names:
         """A row per class of the levels that are looked for; ValueError for phrases."""
