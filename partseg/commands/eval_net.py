@@ -7,20 +7,19 @@ partseg eval dataset=pascal_part_116 ckpt=output/part_clipseg_ade20k_part_234 cr
 partseg eval ... ckpt=output/cutter names=output/part_clipseg_pascal_part_116 evaluator=oracle_obj
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
 from partseg.data.dataset import PartSegDataset
 from partseg.data.loader import build_eval_loader
 from partseg.engine import scores
-from partseg.engine.build import evaluation_set
+from partseg.engine.build import evaluation_set, own_dataset
 from partseg.engine.checkpoint import digest, load, load_model, resolve
 from partseg.engine.launch import device_of, launch
 from partseg.engine.run import log_beginning, plain, stage
@@ -33,30 +32,16 @@ from partseg.evaluation.runner import Evaluation, run
 from partseg.evaluation.setting import dataset_name, evaluation_vocabulary
 from partseg.utils import devices, distributed
 from partseg.utils.cli import cli
-from partseg.utils.config import instantiate, stored
+from partseg.utils.config import instantiate
 from partseg.vocabulary.names import Vocabulary
 
 
 @cli("eval")
 def main(cfg: DictConfig) -> None:
-    if not chooses_data(HydraConfig.get().overrides.task):
-        own_dataset(cfg)
+    own_dataset(cfg, HydraConfig.get().overrides.task)
     if cfg.plots:
         plots.check()
     launch(evaluate, cfg)
-
-
-def chooses_data(overrides: Sequence[str]) -> bool:
-    """Does the command line say what to evaluate on?"""
-    return any(re.match(r"\+?((eval_)?dataset(@eval_dataset)?[.=]|experiment=|debug=)", word) for word in overrides)
-
-
-def own_dataset(cfg: DictConfig) -> None:
-    """Make the data set that the checkpoint's training was watched on the one that is evaluated on."""
-    trained = load(cfg.ckpt)["config"]
-    node = stored(trained["eval_dataset"], group="dataset", plugins=cfg.plugins)
-    with open_dict(cfg):
-        cfg.eval_dataset = node
 
 
 def evaluate(cfg: DictConfig) -> None:

@@ -1,6 +1,7 @@
 """Predictions of a checkpoint over a data set or a folder of photos, as labels that another training reads.
 
-    partseg export ckpt=output/run dataset=pascal_part_116 eval.split=train output=labels/pascal
+    partseg export ckpt=output/run eval.split=train output=labels/own       # of the data set that it was trained on
+    partseg export ckpt=output/run dataset=pascal_part_116 output=labels/pascal
     partseg export ckpt=output/run dataset=folder dataset.root=photos/ output=labels/photos
     torchrun --nnodes 4 --nproc-per-node 8 ... -m partseg export ckpt=... output=...
 
@@ -11,9 +12,10 @@ shards (dataset.annotations='shard-*.json'). Settings are in configs/export.yaml
 
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from partseg.engine.build import evaluation_set
+from partseg.engine.build import evaluation_set, own_dataset
 from partseg.engine.checkpoint import digest, load_model
 from partseg.engine.launch import device_of, launch
 from partseg.evaluation.export import ExportOptions, export
@@ -24,6 +26,7 @@ from partseg.utils.config import instantiate
 
 @cli("export")
 def main(cfg: DictConfig) -> None:
+    own_dataset(cfg, HydraConfig.get().overrides.task)
     launch(run, cfg)
 
 

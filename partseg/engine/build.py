@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from partseg.data.dataset import PartSegDataset
 from partseg.data.mapper import EvalMapper
 from partseg.data.mixture import Mixture
+from partseg.engine.checkpoint import load
 from partseg.evaluation import results
 from partseg.geometry import InputSpec
 from partseg.system import check_system
 from partseg.utils import distributed, targets
-from partseg.utils.config import instantiate
+from partseg.utils.config import instantiate, stored
 from partseg.weights.freeze import module_of
 from partseg.weights.load import LoadReport
 
@@ -108,6 +110,19 @@ def check_start(
             "(init_from=<file or hub name>, model.backbone.pretrained=openai), train it (model.trainable), or say "
             "allow_random=true where that is meant"
         )
+
+
+def chooses_data(overrides: Sequence[str]) -> bool:
+    """Does the command line say what to evaluate on?"""
+    return any(re.match(r"\+?((eval_)?dataset(@eval_dataset)?[.=]|experiment=|debug=)", word) for word in overrides)
+
+
+def own_dataset(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Evaluate on what the checkpoint's training was watched on, unless the command line chooses."""
+    if not chooses_data(overrides):
+        node = stored(load(cfg.ckpt)["config"]["eval_dataset"], group="dataset", plugins=cfg.plugins)
+        with open_dict(cfg):
+            cfg.eval_dataset = node
 
 
 def evaluation_set(config: DictConfig, input: InputSpec | None) -> PartSegDataset:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from partseg.engine.build import build_model, check_start
+from partseg.engine.build import build_model, check_start, chooses_data
 from partseg.engine.run import plain
 from partseg.evaluation import results
 from partseg.utils.config import compose
@@ -81,10 +81,16 @@ def test_evaluation_takes_the_checkpoints_own_data(root, toy_run, tmp_path):
     assert results.read(tmp_path / "out")["dataset"]["name"] == "toy_pascal_part_116"
 
 
-def test_what_chooses_data(load):
-    chooses = load("eval_net").chooses_data
-    assert chooses(["dataset=x"]) and chooses(["eval_dataset.root=x"]) and chooses(["dataset@eval_dataset=x"])
-    assert chooses(["experiment=x"]) and chooses(["debug=smoke"]) and not chooses(["ckpt=x", "eval.split=train"])
+def test_an_export_reads_the_checkpoints_own_data(root, toy_run, tmp_path):
+    arguments = (f"ckpt={toy_run}", "output=out", "launch.num_gpus=0", "eval.num_workers=0", "eval.limit_images=2")
+    done = tool(root, "export_predictions", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "shard-00000.json").is_file() and "2 in all" in done.stdout
+
+
+def test_what_chooses_data():
+    words = ("dataset=x", "eval_dataset.root=x", "dataset@eval_dataset=x", "experiment=x", "debug=smoke")
+    assert all(chooses_data([word]) for word in words) and not chooses_data(["ckpt=x", "eval.split=train"])
 
 
 def test_plots_without_matplotlib_are_refused_first(root, toy_run, tmp_path):
