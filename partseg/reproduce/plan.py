@@ -153,7 +153,9 @@ def table_dataset(table: Table, row: Row) -> str:
 def settings(row: Row, options: Options) -> list[str]:
     """Overrides that make the row's model and data, also for its evaluation."""
     experiment = str(row.experiment)
-    own = small_overrides(row.overrides) if options.smoke else row.overrides
+    own = list(row.overrides)
+    if options.smoke:  # whose data set is given below
+        own = [each for each in small_overrides(own) if not each.startswith("dataset=")]
     return [*map(quote, [f"experiment={experiment}", *own, *shrunk(experiment, options)]), *options.overrides]
 
 
@@ -179,9 +181,7 @@ def small_overrides(overrides: Sequence[str]) -> list[str]:
         toy = next((name for name in names if name in toys), None)
         if key in ("eval.split", "cross_dataset") or (key.endswith(".root") and value.startswith("${data_root}")):
             continue
-        if key == "dataset" and toy is None:
-            continue
-        if key in ("dataset", "eval_dataset"):
+        if key == "eval_dataset" or (key == "dataset" and toy is not None):
             found.append(f"{key}={toy or SMOKE_DATASET}")
         elif key in ("eval.instances", "augmentation.instances"):
             found.append(f"{key}=classes")

@@ -67,7 +67,7 @@ def test_seams_and_logits(made):
     aggregator = model.aggregator
     projected = aggregator.project(guidance)
     close(projected.appearance.permute(0, 3, 1, 2), found["projected.appearance"])
-    volumes = model.volumes(image, prompts, costs=True)
+    volumes = model.volumes(image, prompts.texts, costs=True)
     close(volumes.shared_cost[:, rows], found["part_obj_cost_mean_over_prompts"])
     close(volumes.pair_cost, found["specific_cost_mean_over_prompts"])
     close(volumes.shared[:, rows][..., ::2, ::2], found["part_obj_logits_every_2nd_pixel"])
@@ -142,7 +142,7 @@ def test_losses_and_gradients(made, recompute):
     assert terms["part"].item() == pytest.approx(expected["part"], rel=1e-6)
     assert terms["composition"].item() == pytest.approx(expected["jsd"], rel=1e-6)
     assert loss.item() == pytest.approx(expected["total"], rel=1e-6)
-    volumes = model.volumes(batch.images / 255, model.encode_text(words))
+    volumes = model.volumes(batch.images / 255, model.encode_text(words).texts)
     close(volumes.shared[:, rows][..., ::2, ::2], found["part_obj_logits_every_2nd_pixel"])
     close(volumes.pairs[..., ::2, ::2], found["specific_logits_every_2nd_pixel"])
     loss.backward()

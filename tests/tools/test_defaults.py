@@ -22,7 +22,7 @@ def tool(root, name, *arguments, cwd, **environment):
 
 def test_training_needs_a_choice(root, tmp_path):
     done = tool(root, "train_net", "train.iterations=5", cwd=tmp_path)
-    assert done.returncode == 1 and "tools/train_net.py experiment=" in done.stderr
+    assert done.returncode == 1 and "partseg train experiment=" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: nothing was chosen to train: give experiment=")
     assert not list(tmp_path.iterdir())
 
