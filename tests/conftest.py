@@ -55,6 +55,13 @@ def _processes_as_installed():
         yield
 
 
+@pytest.fixture
+def processes_with_extras(monkeypatch):
+    """Processes that a test starts see transformers, too, which OPS needs."""
+    pytest.importorskip("transformers", reason="OPS needs transformers (pip install transformers)")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""

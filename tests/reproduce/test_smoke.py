@@ -44,6 +44,7 @@ def test_every_table_runs_to_its_end(root, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("names", [["ops_table1", "ops_table3"], ["vlpart_table1", "vlpart_table2", "vlpart_table4"]])
+@pytest.mark.usefixtures("processes_with_extras")
 def test_tables_of_instances_run_to_their_end(root, tmp_path, names):
     """Rows of a recipe's stages among them."""
     done = start(root, *(f"scripts/tables/{name}.yaml" for name in names), "--smoke", "--output", str(tmp_path))

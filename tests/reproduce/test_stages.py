@@ -194,6 +194,7 @@ def test_open_parts_has_both_ablations(root, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
+@pytest.mark.usefixtures("processes_with_extras")
 def test_open_parts_runs_to_its_end(root, tmp_path):
     command = [sys.executable, "tools/run_stages.py", "scripts/stages/open_parts.yaml", "--smoke", "--output"]
     done = subprocess.run([*command, str(tmp_path)], cwd=root, capture_output=True, text=True, check=False)

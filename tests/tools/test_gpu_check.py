@@ -96,6 +96,7 @@ def test_the_plan_fits_into_its_time(tool):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("processes_with_extras")
 def test_all_steps_pass_at_tiny_size(tool, tmp_path):
     result = tool.check(list(tool.steps("cpu")), device="cpu", output=tmp_path, minutes=30)
     assert {entry["state"] for entry in result["steps"]} <= {"passed", "left out"}, result
