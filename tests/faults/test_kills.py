@@ -72,7 +72,7 @@ def test_a_hundred_kills_change_nothing(tools, overrides, start, tmp_path, patch
         (train_net, "train", "start"),
         (train_net.Trainer, "step", "step"),
         (Checkpoints, "save", "save"),
-        (train_net, "evaluate", "evaluation"),
+        (train_net.runner, "run", "evaluation"),
         (Checkpoints, "offer_best", "best"),
     ):
         patch_in(owner, name, watch.enter(phase))
