@@ -30,6 +30,7 @@ def test_what_does_not_exist_is_refused(tool, word, message):
         parse(tool.Options, [word])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_step_counts_by_itself(tool, tmp_path):
     chosen = [
