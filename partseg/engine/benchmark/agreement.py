@@ -80,7 +80,7 @@ def wrong(figures: Figures) -> Figures:
 
 def overfit(model: str, *, device: torch.device, steps: int) -> Figures:
     """Loss on two made-up pictures, before and after so many steps on them."""
-    network, criterion, batch = _parts(_config(model), device)
+    network, criterion, batch = _parts(_config(model), device, pictures=2)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3)
     losses = []
     for _ in range(steps):
@@ -136,13 +136,13 @@ def _built(config: DictConfig) -> nn.Module:
     return build_model(config).train()
 
 
-def _parts(config: DictConfig, device: torch.device) -> tuple[nn.Module, Criterion, Batch]:
+def _parts(config: DictConfig, device: torch.device, *, pictures: int = 8) -> tuple[nn.Module, Criterion, Batch]:
+    """Network, criterion and batch; over two pictures batch statistics make rounding a thousand times larger (CRIS)."""
     model = _built(config)
     for module in model.modules():  # dropout, of which no two devices draw the same
         for name in {"p", "dropout", "drop_prob"} & vars(module).keys():
             setattr(module, name, 0.0)
-    # statistics over two pictures of a few cells would make rounding a thousand times larger (CRIS)
-    batch = random_batch(WORDS, batch_size=8, input=model.input)  # type: ignore[arg-type]
+    batch = random_batch(WORDS, batch_size=pictures, input=model.input)  # type: ignore[arg-type]
     return model.to(device), instantiate(config.criterion), batch.to(device)
 
 
